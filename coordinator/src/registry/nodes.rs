@@ -1,0 +1,156 @@
+//! Which nodes are there, when they were heard of last, and what they say of themselves.
+//! Who may be a node is decided by certificates; what nodes work on is decided in `rounds`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::store::wall_clock_ms;
+
+/// What a node serves and holds for one lineage, by its last heartbeat.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeServing {
+    /// Lineage.
+    pub model: String,
+    /// Served version; 0 while none is.
+    pub number: u64,
+    /// "int8" or "float"; empty while none is served.
+    pub precision: String,
+    /// Why float, where int8 was wanted.
+    pub float_reason: String,
+    /// Labelled samples to train on.
+    pub training_samples: u64,
+    /// Labelled samples that are never trained on.
+    pub held_out_samples: u64,
+}
+
+/// A node's session.
+#[derive(Debug, Clone)]
+pub struct NodeEntry {
+    last_seen: Instant,
+    /// Wall clock of the last message.
+    pub last_seen_ms: i64,
+    /// Name and version of its software.
+    pub software: String,
+    /// Where it serves inference, for operators' eyes.
+    pub inference_address: String,
+    /// What it serves.
+    pub serving: Vec<NodeServing>,
+}
+
+/// Nodes that said hello to this process.
+#[derive(Debug)]
+pub struct NodeRegistry {
+    nodes: Mutex<BTreeMap<String, NodeEntry>>,
+    liveness: Duration,
+}
+
+impl NodeRegistry {
+    /// A node counts as available for `liveness` after its last message.
+    pub fn new(liveness: Duration) -> NodeRegistry {
+        NodeRegistry { nodes: Mutex::new(BTreeMap::new()), liveness }
+    }
+
+    /// A node opened a session.
+    pub fn hello(&self, node: &str, software: &str, inference_address: &str) {
+        let mut nodes = self.lock();
+        let serving = nodes.remove(node).map(|n| n.serving).unwrap_or_default();
+        let entry = NodeEntry {
+            last_seen: Instant::now(),
+            last_seen_ms: wall_clock_ms(),
+            software: software.to_owned(),
+            inference_address: inference_address.to_owned(),
+            serving,
+        };
+        nodes.insert(node.to_owned(), entry);
+    }
+
+    /// A node was heard of. False: it has to say hello first (the coordinator restarted).
+    pub fn seen(&self, node: &str) -> bool {
+        self.update(node, |_| {})
+    }
+
+    /// A node told what it serves. False: it has to say hello first.
+    pub fn heartbeat(&self, node: &str, serving: Vec<NodeServing>) -> bool {
+        self.update(node, |entry| entry.serving = serving)
+    }
+
+    /// Nodes that are alive and have training samples for this lineage.
+    pub fn available(&self, model: &str) -> BTreeSet<String> {
+        let now = Instant::now();
+        self.lock()
+            .iter()
+            .filter(|(_, n)| self.alive(n, now))
+            .filter(|(_, n)| n.serving.iter().any(|s| s.model == model && s.training_samples > 0))
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+
+    /// Every node with a session, and whether it is alive.
+    pub fn list(&self) -> Vec<(String, NodeEntry, bool)> {
+        let now = Instant::now();
+        self.lock().iter().map(|(id, n)| (id.clone(), n.clone(), self.alive(n, now))).collect()
+    }
+
+    fn alive(&self, entry: &NodeEntry, now: Instant) -> bool {
+        now.saturating_duration_since(entry.last_seen) < self.liveness
+    }
+
+    fn update(&self, node: &str, change: impl FnOnce(&mut NodeEntry)) -> bool {
+        let mut nodes = self.lock();
+        let Some(entry) = nodes.get_mut(node) else { return false };
+        entry.last_seen = Instant::now();
+        entry.last_seen_ms = wall_clock_ms();
+        change(entry);
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, NodeEntry>> {
+        // The map is whole at every unlock, so a panic elsewhere does not spoil it.
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serving(samples: u64) -> Vec<NodeServing> {
+        vec![NodeServing {
+            model: "digits".into(),
+            number: 1,
+            precision: "int8".into(),
+            float_reason: String::new(),
+            training_samples: samples,
+            held_out_samples: 3,
+        }]
+    }
+
+    #[test]
+    fn only_living_nodes_with_samples_for_the_model_are_available() {
+        let registry = NodeRegistry::new(Duration::from_secs(60));
+        assert!(!registry.heartbeat("a", serving(5)), "no hello yet");
+        for node in ["a", "b"] {
+            registry.hello(node, "fedge", "");
+        }
+        assert!(registry.heartbeat("a", serving(5)));
+        assert!(registry.heartbeat("b", serving(0)));
+        assert_eq!(registry.available("digits"), BTreeSet::from(["a".to_owned()]));
+        assert_eq!(registry.available("other"), BTreeSet::new());
+        let dead = NodeRegistry::new(Duration::ZERO);
+        dead.hello("a", "fedge", "");
+        dead.heartbeat("a", serving(5));
+        assert_eq!(dead.available("digits"), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_new_hello_keeps_what_the_node_told_before() {
+        let registry = NodeRegistry::new(Duration::from_secs(60));
+        registry.hello("a", "fedge 1", "");
+        registry.heartbeat("a", serving(5));
+        registry.hello("a", "fedge 2", "host:8001");
+        let (_, entry, alive) = registry.list().remove(0);
+        assert!(alive);
+        assert_eq!((entry.software.as_str(), entry.serving.len()), ("fedge 2", 1));
+    }
+}

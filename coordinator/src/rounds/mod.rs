@@ -1,0 +1,12 @@
+//! Rounds: what a task is, how it goes on (`step` decides, `driver` persists and acts), what the wire says of it.
+//! The arithmetic of aggregation lives in `aggregate`, durable state in `store`.
+
+pub mod convert;
+pub mod driver;
+pub mod federation;
+mod running;
+pub mod state;
+mod status;
+pub mod step;
+pub mod task;
+pub mod upload;

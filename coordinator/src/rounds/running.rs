@@ -1,0 +1,212 @@
+//! A running task in memory: its state, its base model and the sum of the updates that were accepted so far.
+//! Everything here can be built again from the store; the order of persisting and acting is `driver`'s.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fedge_models::{Manifest, Package};
+use tokio::task::JoinHandle;
+
+use super::driver::{MintError, UploadTerms};
+use super::state::{AssignmentId, Phase, RoundRecord, TaskState, TrainedUpdate, VersionRef, Work, WorkStatus};
+use super::task::TaskSpec;
+use crate::aggregate::fixed_point::{Accumulator, Scales};
+use crate::aggregate::{self, Strategy};
+use crate::store::models::ModelRow;
+use crate::store::tasks::TaskRow;
+use crate::store::{Store, StoreError};
+
+type Fold = JoinHandle<Result<(), MintError>>;
+
+/// A running task.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) spec: Arc<TaskSpec>,
+    pub(super) state: TaskState,
+    base: Arc<Package>,
+    scales: Arc<Scales>,
+    sum: Arc<Mutex<Accumulator>>,
+    folds: Vec<Fold>,
+    aggregating: bool,
+}
+
+impl Running {
+    /// A new task on this version.
+    pub(super) fn create(store: &Store, spec: TaskSpec, id: String, model: &ModelRow) -> Result<Running, StoreError> {
+        let manifest = &model.manifest;
+        let base = VersionRef { number: manifest.number, digest: manifest.digest };
+        let package = store.read_package(&manifest.name, manifest.number)?;
+        Ok(Running::new(spec, TaskState::new(id, base), package))
+    }
+
+    /// A stored task, its accepted updates folded again.
+    pub(super) fn load(store: &Store, row: TaskRow) -> Result<Running, StoreError> {
+        let spec = TaskSpec::parse(&row.specification)
+            .map_err(|e| StoreError::Damaged { what: format!("task {}", row.state.task_id), reason: e.to_string() })?;
+        let package = store.read_package(&spec.model, row.state.base.number)?;
+        let mut running = Running::new(spec, row.state, package);
+        if let Phase::Training { work, .. } | Phase::Aggregating { work, .. } = running.state.phase.clone() {
+            for (assignment, update) in trained(&work) {
+                running.fold(&store.spool_folder(), assignment, update);
+            }
+        }
+        Ok(running)
+    }
+
+    fn new(spec: TaskSpec, state: TaskState, base: Package) -> Running {
+        let scales = Arc::new(Scales::for_base(&base.model.weights()));
+        let sum = Arc::new(Mutex::new(Accumulator::new((*scales).clone())));
+        Running {
+            spec: Arc::new(spec),
+            state,
+            base: Arc::new(base),
+            scales,
+            sum,
+            folds: Vec::new(),
+            aggregating: false,
+        }
+    }
+
+    /// Takes the next state, with the package that was minted for it, if any. A new round begins with empty sums.
+    pub(super) fn enter(&mut self, next: TaskState, minted: Option<Package>) {
+        let new_round = next.round != self.state.round;
+        self.state = next;
+        if let Some(package) = minted {
+            self.base = Arc::new(package);
+        }
+        if new_round {
+            self.scales = Arc::new(Scales::for_base(&self.base.model.weights()));
+            self.sum = Arc::new(Mutex::new(Accumulator::new((*self.scales).clone())));
+            self.folds.clear();
+        }
+    }
+
+    /// The node that an assignment of the current round belongs to.
+    pub(super) fn owner(&self, assignment: AssignmentId) -> Option<&str> {
+        let work = match &self.state.phase {
+            Phase::Training { work, .. } | Phase::Aggregating { work, .. } => work,
+            Phase::Evaluating { trained, checks, .. } => {
+                let check = checks.iter().find(|(_, (id, _))| *id == assignment).map(|(node, _)| node.as_str());
+                return check.or_else(|| find_owner(trained, assignment));
+            }
+            Phase::Waiting | Phase::Ended { .. } => return None,
+        };
+        find_owner(work, assignment)
+    }
+
+    /// What an upload of this round has to match.
+    pub(super) fn upload_terms(&self) -> UploadTerms {
+        let layout = self.base.model.layout();
+        UploadTerms {
+            task_id: self.state.task_id.clone(),
+            base: self.state.base.digest,
+            layout: layout.digest(),
+            parameters: layout.exchanged_len(),
+            scales: self.scales.clone(),
+        }
+    }
+
+    /// Adds a committed update to the sum, in the background.
+    pub(super) fn fold(&mut self, spool_folder: &Path, assignment: AssignmentId, update: &TrainedUpdate) {
+        let (path, sum, examples) =
+            (spool_path(spool_folder, assignment, &update.sha256), self.sum.clone(), update.examples);
+        self.folds.push(tokio::task::spawn_blocking(move || {
+            let delta = read_delta(&path)?;
+            sum.lock().unwrap_or_else(PoisonError::into_inner).add(&delta, examples)?;
+            Ok(())
+        }));
+    }
+
+    /// Whether the state says that a version is being made while nobody makes it.
+    pub(super) fn aggregation_is_missing(&self) -> bool {
+        matches!(self.state.phase, Phase::Aggregating { .. }) && !self.aggregating
+    }
+
+    /// The aggregation of this round has reported.
+    pub(super) fn aggregation_ended(&mut self) {
+        self.aggregating = false;
+    }
+
+    /// Waits for the folds, then makes and writes the next version. None while that is under way.
+    pub(super) fn aggregation_job(
+        &mut self,
+        store: Store,
+    ) -> Option<impl Future<Output = Result<(VersionRef, ModelRow, Package), MintError>> + Send + use<>> {
+        if std::mem::replace(&mut self.aggregating, true) {
+            return None;
+        }
+        let folds = std::mem::take(&mut self.folds);
+        let (sum, base, strategy) = (self.sum.clone(), self.base.clone(), self.spec.strategy);
+        let (task, round) = (self.state.task_id.clone(), self.state.round);
+        Some(async move {
+            for fold in folds {
+                fold.await.map_err(|e| MintError::Interrupted(e.to_string()))??;
+            }
+            let work = move || mint(&store, &base, &sum, strategy, task, round);
+            tokio::task::spawn_blocking(work).await.map_err(|e| MintError::Interrupted(e.to_string()))?
+        })
+    }
+}
+
+/// The committed updates among a cohort's work.
+pub(super) fn trained(work: &BTreeMap<String, Work>) -> impl Iterator<Item = (AssignmentId, &TrainedUpdate)> {
+    work.values().filter_map(|w| match &w.status {
+        WorkStatus::Trained(update) => Some((w.assignment, update)),
+        _ => None,
+    })
+}
+
+/// Where an accepted update's payload lies until its round closes. The digest is part of the name, so that another
+/// payload for the same assignment can't replace it.
+pub(super) fn spool_path(folder: &Path, assignment: AssignmentId, sha256: &[u8; 32]) -> PathBuf {
+    folder.join(format!("{assignment}-{}", hex::encode(sha256)))
+}
+
+/// Removes the payloads of a round that is over.
+pub(super) fn remove_spools(folder: &Path, record: &RoundRecord) {
+    for (assignment, update) in trained(&record.work) {
+        let path = spool_path(folder, assignment, &update.sha256);
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "an update's file could not be removed");
+        }
+    }
+}
+
+/// Reads a payload of little-endian f32 deltas.
+pub(super) fn read_delta(path: &Path) -> Result<Vec<f32>, MintError> {
+    let bytes = std::fs::read(path).map_err(|source| MintError::Spool { path: path.to_owned(), source })?;
+    let (values, _) = bytes.as_chunks::<4>();
+    Ok(values.iter().map(|b| f32::from_le_bytes(*b)).collect())
+}
+
+fn find_owner(work: &BTreeMap<String, Work>, assignment: AssignmentId) -> Option<&str> {
+    work.iter().find(|(_, w)| w.assignment == assignment).map(|(node, _)| node.as_str())
+}
+
+fn mint(
+    store: &Store,
+    base: &Package,
+    sum: &Mutex<Accumulator>,
+    strategy: Strategy,
+    task: String,
+    round: u64,
+) -> Result<(VersionRef, ModelRow, Package), MintError> {
+    let mean = sum.lock().unwrap_or_else(PoisonError::into_inner).mean()?;
+    let weights = aggregate::next_weights(strategy, &base.model.weights(), &mean)?;
+    let model = base.model.with_weights(&weights).map_err(|e| MintError::Model(e.to_string()))?;
+    let manifest = Manifest {
+        number: base.manifest.number + 1,
+        digest: model.digest(),
+        parent: Some(base.manifest.digest),
+        task: Some(task),
+        round: Some(round),
+        ..base.manifest.clone()
+    };
+    let version = VersionRef { number: manifest.number, digest: manifest.digest };
+    let package = Package::new(manifest, model).map_err(|e| MintError::Model(e.to_string()))?;
+    store.write_package(&package)?;
+    let row = ModelRow::of(&package)?;
+    Ok((version, row, package))
+}

@@ -1,0 +1,234 @@
+//! The state of a task: what is persisted before anything is said or done, and what a finished round leaves behind.
+//! How it changes is decided in `step`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use fedge_models::Digest;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// Identity of one piece of work: (kind, task, round, node, base version). An update answers one, once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AssignmentId(pub [u8; 16]);
+
+impl AssignmentId {
+    /// The id follows from what it stands for, so that a replay issues the same one.
+    pub fn derive(kind: &str, task: &str, round: u64, node: &str, version: &Digest) -> AssignmentId {
+        let mut hash = Sha256::new();
+        for field in [kind.as_bytes(), task.as_bytes(), &round.to_be_bytes(), node.as_bytes(), version.as_bytes()] {
+            hash.update((field.len() as u64).to_be_bytes());
+            hash.update(field);
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash.finalize()[..16]);
+        AssignmentId(id)
+    }
+}
+
+impl fmt::Display for AssignmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for AssignmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for AssignmentId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for AssignmentId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mut id = [0; 16];
+        hex::decode_to_slice(&text, &mut id).map_err(serde::de::Error::custom)?;
+        Ok(AssignmentId(id))
+    }
+}
+
+/// A version of the task's lineage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRef {
+    /// Counts up from 1.
+    pub number: u64,
+    /// SHA-256 of the ONNX file.
+    pub digest: Digest,
+}
+
+/// Everything that a restart needs to go on with a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskState {
+    /// Version of this format.
+    pub schema: u32,
+    /// The task.
+    pub task_id: String,
+    /// The newest global model.
+    pub base: VersionRef,
+    /// The round that runs or ran last; 0 before the first.
+    pub round: u64,
+    /// Where the task is.
+    pub phase: Phase,
+}
+
+/// Version of [`TaskState`]'s format.
+pub const STATE_SCHEMA: u32 = 1;
+
+impl TaskState {
+    /// A task before its first round.
+    pub fn new(task_id: String, base: VersionRef) -> TaskState {
+        TaskState { schema: STATE_SCHEMA, task_id, base, round: 0, phase: Phase::Waiting }
+    }
+}
+
+/// The phases of a task. Times are persisted elapsed milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub enum Phase {
+    /// For enough available nodes.
+    Waiting,
+    /// The cohort trains and uploads.
+    Training {
+        /// When the cohort was selected.
+        started_ms: u64,
+        /// When the round closes with what it has.
+        deadline_ms: u64,
+        /// The cohort.
+        work: BTreeMap<String, Work>,
+    },
+    /// The updates are in; the next version is being made.
+    Aggregating {
+        /// When the cohort was selected.
+        started_ms: u64,
+        /// The cohort.
+        work: BTreeMap<String, Work>,
+    },
+    /// Nodes evaluate the new version on their held-out parts.
+    Evaluating {
+        /// When the cohort was selected.
+        started_ms: u64,
+        /// When evaluation closes with what it has.
+        deadline_ms: u64,
+        /// The cohort's work, for the record.
+        trained: BTreeMap<String, Work>,
+        /// Who evaluates.
+        checks: BTreeMap<String, (AssignmentId, CheckStatus)>,
+    },
+    /// Nothing more will happen.
+    Ended {
+        /// How it ended.
+        outcome: TaskOutcome,
+    },
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskOutcome {
+    /// All rounds ran.
+    Finished,
+    /// The operator ended it.
+    Cancelled,
+}
+
+/// One node's training assignment of a round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// Its id.
+    pub assignment: AssignmentId,
+    /// How far it is.
+    pub status: WorkStatus,
+}
+
+/// How far a training assignment is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkStatus {
+    /// Waited for.
+    Assigned,
+    /// The node is gone; not waited for unless it comes back.
+    Lost,
+    /// The node can't, and why.
+    Declined(String),
+    /// Its update is committed.
+    Trained(TrainedUpdate),
+}
+
+/// A committed update, without its payload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainedUpdate {
+    /// Weight in the average, 1..=2^20.
+    pub examples: u64,
+    /// Digest of the payload.
+    pub sha256: [u8; 32],
+    /// Payload size.
+    pub bytes: u64,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Mean loss of the first local epoch.
+    pub loss_first: f32,
+    /// Mean loss of the last local epoch.
+    pub loss_last: f32,
+    /// Wall time of the training on the node.
+    pub duration_ms: u64,
+}
+
+/// How far a node's evaluation is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckStatus {
+    /// Waited for.
+    Assigned,
+    /// The node is gone.
+    Lost,
+    /// The node can't, and why.
+    Declined(String),
+    /// Its result.
+    Done(Evaluation),
+}
+
+/// Result on one node's held-out part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Held-out samples.
+    pub examples: u64,
+    /// Right answers of the float model.
+    pub correct_float: u64,
+    /// Right answers of what the node serves.
+    pub correct_served: u64,
+    /// Mean loss of the float model.
+    pub loss: f32,
+    /// "int8" or "float".
+    pub precision: String,
+}
+
+/// What a finished round leaves behind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RoundRecord {
+    /// The round.
+    pub round: u64,
+    /// What came of it.
+    pub outcome: RoundOutcome,
+    /// From selection to the end of evaluation.
+    pub duration_ms: u64,
+    /// The cohort's work.
+    pub work: BTreeMap<String, Work>,
+    /// The nodes' evaluations.
+    pub checks: BTreeMap<String, (AssignmentId, CheckStatus)>,
+}
+
+/// What came of a round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoundOutcome {
+    /// It minted this version.
+    Aggregated(VersionRef),
+    /// It minted none, and why.
+    Failed(String),
+}

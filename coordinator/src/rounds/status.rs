@@ -1,0 +1,62 @@
+//! What a task waits for and for whom, in words.
+//! Operators read it in `task show` and `task watch`; nothing is decided by it.
+
+use std::collections::BTreeMap;
+
+use super::state::{CheckStatus, Phase, TaskOutcome, TaskState, WorkStatus};
+use super::task::TaskSpec;
+
+/// Names that a sentence lists before it only counts.
+const NAMES: usize = 5;
+
+/// One sentence about where the task is.
+pub fn describe(spec: &TaskSpec, state: &TaskState, now_ms: u64) -> String {
+    let round = format!("round {} of {}", state.round, spec.rounds.count);
+    match &state.phase {
+        Phase::Waiting => format!(
+            "round {} of {} waits for {} available nodes with training samples for {:?}",
+            state.round + 1,
+            spec.rounds.count,
+            spec.rounds.min_nodes,
+            spec.model
+        ),
+        Phase::Training { deadline_ms, work, .. } => {
+            let waiting = pending(work, |w| matches!(w.status, WorkStatus::Assigned));
+            let lost = pending(work, |w| matches!(w.status, WorkStatus::Lost));
+            let arrived = work.values().filter(|w| matches!(w.status, WorkStatus::Trained(_))).count();
+            let mut text = format!("{round}: {arrived} of {} updates arrived", work.len());
+            text.push_str(&listed("; waits for", &waiting));
+            text.push_str(&listed("; lost:", &lost));
+            text.push_str(&left(*deadline_ms, now_ms));
+            text
+        }
+        Phase::Aggregating { .. } => format!("{round}: aggregating"),
+        Phase::Evaluating { deadline_ms, checks, .. } => {
+            let waiting = pending(checks, |(_, status)| matches!(status, CheckStatus::Assigned));
+            let mut text = format!("{round}: version {} is evaluated", state.base.number);
+            text.push_str(&listed("; waits for", &waiting));
+            text.push_str(&left(*deadline_ms, now_ms));
+            text
+        }
+        Phase::Ended { outcome: TaskOutcome::Finished } => format!("finished with version {}", state.base.number),
+        Phase::Ended { outcome: TaskOutcome::Cancelled } => format!("cancelled at version {}", state.base.number),
+    }
+}
+
+fn pending<V>(map: &BTreeMap<String, V>, filter: impl Fn(&V) -> bool) -> Vec<&str> {
+    map.iter().filter(|(_, v)| filter(v)).map(|(name, _)| name.as_str()).collect()
+}
+
+fn listed(prefix: &str, names: &[&str]) -> String {
+    let rest = names.len().saturating_sub(NAMES);
+    let shown = names.iter().take(NAMES).copied().collect::<Vec<_>>().join(", ");
+    match (names.is_empty(), rest) {
+        (true, _) => String::new(),
+        (false, 0) => format!("{prefix} {shown}"),
+        (false, rest) => format!("{prefix} {shown} and {rest} more"),
+    }
+}
+
+fn left(deadline_ms: u64, now_ms: u64) -> String {
+    format!(" ({} s left)", deadline_ms.saturating_sub(now_ms) / 1000)
+}

@@ -1,0 +1,207 @@
+//! Tests of `step`: rounds on a virtual clock, without a process or a file.
+//! The driver's persistence is tested in `driver` and end to end.
+
+use super::*;
+use crate::rounds::state::AssignmentId;
+use fedge_models::Digest;
+
+fn spec(rounds: u64, min_nodes: usize) -> TaskSpec {
+    TaskSpec::parse(&format!("model = \"m\"\n[rounds]\ncount = {rounds}\nmin_nodes = {min_nodes}\ndeadline_s = 10\n"))
+        .unwrap()
+}
+
+fn names(nodes: &[&str]) -> BTreeSet<String> {
+    nodes.iter().map(|n| (*n).to_owned()).collect()
+}
+
+fn version(number: u64) -> VersionRef {
+    VersionRef { number, digest: Digest::of(&number.to_le_bytes()) }
+}
+
+fn update(examples: u64) -> TrainedUpdate {
+    TrainedUpdate {
+        examples,
+        sha256: [examples as u8; 32],
+        bytes: 4,
+        steps: 1,
+        loss_first: 2.0,
+        loss_last: 1.0,
+        duration_ms: 5,
+    }
+}
+
+/// Drives one task and remembers every effect.
+struct Run {
+    spec: TaskSpec,
+    state: TaskState,
+    effects: Vec<Effect>,
+    available: BTreeSet<String>,
+    now_ms: u64,
+}
+
+impl Run {
+    fn new(spec: TaskSpec, nodes: &[&str]) -> Run {
+        let state = TaskState::new("t1".into(), version(1));
+        Run { spec, state, effects: vec![], available: names(nodes), now_ms: 0 }
+    }
+
+    fn event(&mut self, event: Event) {
+        let view = View { now_ms: self.now_ms, available: &self.available };
+        let (state, effects) = step(&self.spec, self.state.clone(), &event, view);
+        self.state = state;
+        self.effects.extend(effects);
+    }
+
+    fn assignment(&self, node: &str) -> AssignmentId {
+        match &self.state.phase {
+            Phase::Training { work, .. } => work[node].assignment,
+            Phase::Evaluating { checks, .. } => checks[node].0,
+            other => panic!("no assignments in {other:?}"),
+        }
+    }
+
+    fn train(&mut self, node: &str, examples: u64) {
+        let id = self.assignment(node);
+        self.event(Event::UpdateCommitted(id, update(examples)));
+    }
+
+    fn records(&self) -> Vec<&RoundRecord> {
+        self.effects
+            .iter()
+            .filter_map(|e| match e {
+                Effect::RecordRound(r) => Some(r),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+#[test]
+fn a_round_waits_for_the_minimum_then_trains_aggregates_evaluates_and_the_task_finishes() {
+    let mut run = Run::new(spec(1, 2), &["a"]);
+    run.event(Event::Tick);
+    assert_eq!(run.state.phase, Phase::Waiting);
+    run.available = names(&["a", "b"]);
+    run.event(Event::Tick);
+    run.train("a", 3);
+    assert!(run.effects.is_empty(), "waits for b");
+    run.train("b", 5);
+    let [Effect::Aggregate { accepted, base, .. }] = &run.effects[..] else { panic!("{:?}", run.effects) };
+    assert_eq!(accepted.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [3, 5]);
+    assert_eq!(base.number, 1);
+    run.event(Event::Aggregated(version(2)));
+    let evaluation =
+        Evaluation { examples: 4, correct_float: 4, correct_served: 3, loss: 0.1, precision: "int8".into() };
+    let (a, b) = (run.assignment("a"), run.assignment("b"));
+    run.event(Event::Evaluated(a, evaluation.clone()));
+    run.event(Event::Evaluated(b, evaluation));
+    assert_eq!(run.records()[0].outcome, RoundOutcome::Aggregated(version(2)));
+    assert_eq!(run.state.phase, Phase::Ended { outcome: TaskOutcome::Finished });
+    assert_eq!(run.effects.last(), Some(&Effect::Ended(TaskOutcome::Finished)));
+}
+
+#[test]
+fn a_node_that_dies_is_not_waited_for_when_the_minimum_is_reached() {
+    let mut run = Run::new(spec(1, 2), &["a", "b", "c"]);
+    run.event(Event::Tick);
+    run.train("a", 1);
+    run.train("b", 1);
+    assert!(run.effects.is_empty());
+    run.available = names(&["a", "b"]);
+    run.event(Event::Tick);
+    assert!(matches!(run.effects[..], [Effect::Aggregate { .. }]));
+}
+
+#[test]
+fn a_lost_node_that_returns_before_the_close_is_waited_for_again_and_counts() {
+    let mut run = Run::new(spec(1, 2), &["a", "b"]);
+    run.event(Event::Tick);
+    let b = run.assignment("b");
+    run.available = names(&["a"]);
+    run.event(Event::Tick);
+    run.train("a", 1);
+    assert!(run.effects.is_empty(), "one update is below the minimum");
+    assert_eq!(admit(&run.state, b, Some([9; 32])), Admission::Open);
+    run.available = names(&["a", "b"]);
+    run.event(Event::UpdateCommitted(b, update(2)));
+    assert!(matches!(run.effects[..], [Effect::Aggregate { .. }]));
+}
+
+#[test]
+fn below_its_minimum_a_round_fails_at_the_deadline_and_the_next_starts() {
+    let mut run = Run::new(spec(2, 2), &["a", "b"]);
+    run.event(Event::Tick);
+    run.train("a", 1);
+    run.now_ms = 10_000;
+    run.event(Event::Tick);
+    assert!(matches!(run.records()[0].outcome, RoundOutcome::Failed(_)));
+    assert!(matches!(run.state.phase, Phase::Training { .. }));
+    assert_eq!((run.state.round, run.state.base.number), (2, 1));
+}
+
+#[test]
+fn an_update_counts_once_and_another_for_the_same_assignment_is_a_conflict() {
+    let mut run = Run::new(spec(1, 2), &["a", "b"]);
+    run.event(Event::Tick);
+    let a = run.assignment("a");
+    run.train("a", 7);
+    assert_eq!(admit(&run.state, a, Some([7; 32])), Admission::Duplicate);
+    assert_eq!(admit(&run.state, a, Some([8; 32])), Admission::Conflict);
+    run.event(Event::UpdateCommitted(a, update(9)));
+    run.train("b", 1);
+    let Some(Effect::Aggregate { accepted, .. }) = run.effects.first() else { panic!() };
+    assert_eq!(accepted.iter().find(|(id, _)| *id == a), Some(&(a, 7)));
+    let stranger = AssignmentId([1; 16]);
+    assert_eq!(admit(&run.state, stranger, None), Admission::Closed);
+}
+
+#[test]
+fn the_cohort_is_seeded_and_bounded() {
+    let mut spec = spec(1, 2);
+    spec.rounds.cohort = 3;
+    let nodes: Vec<String> = (0..50).map(|i| format!("n{i:02}")).collect();
+    let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    let cohort = |seed| {
+        let mut spec = spec.clone();
+        spec.rounds.seed = seed;
+        let mut run = Run::new(spec, &nodes);
+        run.event(Event::Tick);
+        let Phase::Training { work, .. } = run.state.phase else { panic!() };
+        work.keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(cohort(1).len(), 3);
+    assert_eq!(cohort(1), cohort(1));
+    assert_ne!(cohort(1), cohort(2));
+}
+
+#[test]
+fn when_all_decline_the_round_fails_at_once_and_cancelling_ends_the_task() {
+    let mut run = Run::new(spec(3, 1), &["a"]);
+    run.event(Event::Tick);
+    let a = run.assignment("a");
+    run.event(Event::Declined(a, "no samples".into()));
+    assert!(matches!(run.records()[0].outcome, RoundOutcome::Failed(_)));
+    run.event(Event::Cancelled);
+    assert_eq!(run.state.phase, Phase::Ended { outcome: TaskOutcome::Cancelled });
+    run.event(Event::Tick);
+    assert_eq!(run.state.phase, Phase::Ended { outcome: TaskOutcome::Cancelled });
+}
+
+#[test]
+fn a_failed_aggregation_fails_the_round_and_keeps_the_base() {
+    let mut run = Run::new(spec(1, 1), &["a"]);
+    run.event(Event::Tick);
+    run.train("a", 1);
+    run.event(Event::AggregationFailed("overflow".into()));
+    assert_eq!(run.records()[0].outcome, RoundOutcome::Failed("overflow".into()));
+    assert_eq!(run.state.base, version(1));
+}
+
+#[test]
+fn the_state_survives_its_own_serialisation() {
+    let mut run = Run::new(spec(1, 1), &["a", "b"]);
+    run.event(Event::Tick);
+    run.train("a", 4);
+    let text = serde_json::to_string(&run.state).unwrap();
+    assert_eq!(serde_json::from_str::<TaskState>(&text).unwrap(), run.state);
+}

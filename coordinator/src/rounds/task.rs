@@ -1,0 +1,225 @@
+//! A task as its file describes it: model, strategy, training plan, round plan; checked ranges and defaults.
+//! How a task runs is decided in `step`; this file knows no state and no wire type.
+
+use serde::{Deserialize, Serialize};
+
+use crate::aggregate::Strategy;
+
+/// Largest number of nodes in a cohort: with weights up to 2^20 and |q| < 2^31 an `i64` sum cannot overflow.
+pub const MAX_COHORT: usize = 1 << 12;
+/// Largest weight (number of examples) of one update.
+pub const MAX_EXAMPLES: u64 = 1 << 20;
+
+/// A task file, TOML. Unknown keys are errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskSpec {
+    /// Lineage to train: the name that the model was published under.
+    pub model: String,
+    /// How updates become the next global model.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// Round plan.
+    #[serde(default)]
+    pub rounds: RoundPlan,
+    /// Training plan of every node.
+    #[serde(default)]
+    pub training: TrainingPlan,
+    /// What nodes do with a new version.
+    #[serde(default)]
+    pub serving: ServingPlan,
+}
+
+/// When a round starts, who takes part and when it closes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RoundPlan {
+    /// Number of rounds, 1..=100000. A failed round counts.
+    pub count: u64,
+    /// Fewest updates that make a round, 1..=4096.
+    pub min_nodes: usize,
+    /// Nodes selected for a round, 0 (all that are available) ..=4096.
+    pub cohort: usize,
+    /// Seconds from selection to the round's close, 1..=604800.
+    pub deadline_s: u64,
+    /// Seconds for federated evaluation after aggregation, 1..=604800.
+    pub evaluation_deadline_s: u64,
+    /// Seed of the selection.
+    pub seed: u64,
+}
+
+impl Default for RoundPlan {
+    fn default() -> Self {
+        RoundPlan { count: 10, min_nodes: 2, cohort: 0, deadline_s: 600, evaluation_deadline_s: 120, seed: 0 }
+    }
+}
+
+/// Local training on each node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingPlan {
+    /// Passes over the local data, 1..=1000.
+    pub epochs: u32,
+    /// Samples a step, 1..=65536.
+    pub batch_size: u32,
+    /// Loss.
+    pub loss: Loss,
+    /// SGD's step size, above 0 and at most 100.
+    pub learning_rate: f32,
+    /// SGD's momentum, 0 <= m < 1.
+    pub momentum: f32,
+    /// L2 penalty added to the gradient, 0..=1.
+    pub weight_decay: f32,
+    /// FedProx's mu (Li et al. 2020, equation 2); 0 switches the proximal term off.
+    pub proximal_mu: f32,
+    /// Seed of the nodes' shuffling; each node and round mixes its own in.
+    pub seed: u64,
+}
+
+impl Default for TrainingPlan {
+    fn default() -> Self {
+        TrainingPlan {
+            epochs: 1,
+            batch_size: 32,
+            loss: Loss::CrossEntropy,
+            learning_rate: 0.01,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            proximal_mu: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+/// Training losses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Softmax cross-entropy from logits, mean over the batch.
+    CrossEntropy,
+}
+
+/// How nodes serve the versions that this task mints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServingPlan {
+    /// Accuracy on local samples that int8 may lose against float before a node serves float, 0..=1.
+    pub int8_tolerance: f32,
+}
+
+impl Default for ServingPlan {
+    fn default() -> Self {
+        ServingPlan { int8_tolerance: 0.02 }
+    }
+}
+
+/// Why a task file was refused.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum TaskError {
+    /// Not TOML, a wrong type, a missing or an unknown key.
+    #[error("the task file does not parse: {0}")]
+    Syntax(String),
+    /// A value outside its range.
+    #[error("{key} = {value} is out of range: {range}")]
+    Range {
+        /// The key, dotted.
+        key: &'static str,
+        /// The value as written.
+        value: String,
+        /// What is allowed.
+        range: &'static str,
+    },
+}
+
+impl TaskSpec {
+    /// Parses and checks a task file.
+    ///
+    /// # Errors
+    /// [`TaskError`] names the key, its value and the allowed range.
+    pub fn parse(text: &str) -> Result<TaskSpec, TaskError> {
+        let spec: TaskSpec = toml::from_str(text).map_err(|e| TaskError::Syntax(e.to_string()))?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    fn check(&self) -> Result<(), TaskError> {
+        let (r, t) = (&self.rounds, &self.training);
+        require("rounds.count", r.count, (1..=100_000).contains(&r.count), "1 to 100000")?;
+        require("rounds.min_nodes", r.min_nodes, (1..=MAX_COHORT).contains(&r.min_nodes), "1 to 4096")?;
+        require("rounds.cohort", r.cohort, r.cohort <= MAX_COHORT, "0 (all available nodes) to 4096")?;
+        require(
+            "rounds.cohort",
+            r.cohort,
+            r.cohort == 0 || r.cohort >= r.min_nodes,
+            "at least rounds.min_nodes, or 0 for all",
+        )?;
+        require("rounds.deadline_s", r.deadline_s, (1..=604_800).contains(&r.deadline_s), "1 to 604800 seconds")?;
+        require(
+            "rounds.evaluation_deadline_s",
+            r.evaluation_deadline_s,
+            (1..=604_800).contains(&r.evaluation_deadline_s),
+            "1 to 604800 seconds",
+        )?;
+        require("training.epochs", t.epochs, (1..=1000).contains(&t.epochs), "1 to 1000")?;
+        require("training.batch_size", t.batch_size, (1..=65_536).contains(&t.batch_size), "1 to 65536")?;
+        require(
+            "training.learning_rate",
+            t.learning_rate,
+            t.learning_rate > 0.0 && t.learning_rate <= 100.0,
+            "above 0, at most 100",
+        )?;
+        require("training.momentum", t.momentum, (0.0..1.0).contains(&t.momentum), "0 or more, below 1")?;
+        require("training.weight_decay", t.weight_decay, (0.0..=1.0).contains(&t.weight_decay), "0 to 1")?;
+        require("training.proximal_mu", t.proximal_mu, (0.0..=1000.0).contains(&t.proximal_mu), "0 to 1000")?;
+        let tolerance = self.serving.int8_tolerance;
+        require("serving.int8_tolerance", tolerance, (0.0..=1.0).contains(&tolerance), "0 to 1")
+    }
+}
+
+fn require(
+    key: &'static str,
+    value: impl std::fmt::Display,
+    holds: bool,
+    range: &'static str,
+) -> Result<(), TaskError> {
+    if holds { Ok(()) } else { Err(TaskError::Range { key, value: value.to_string(), range }) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_task_file_names_its_model_and_takes_the_defaults() {
+        let spec = TaskSpec::parse("model = \"digits\"").unwrap();
+        assert_eq!(spec.strategy, Strategy::FedAvg);
+        assert_eq!(spec.rounds.count, 10);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let error = TaskSpec::parse("model = \"digits\"\n[training]\nepoch = 3\n").unwrap_err().to_string();
+        assert!(error.contains("epoch"), "{error}");
+    }
+
+    #[test]
+    fn every_value_out_of_range_is_refused_with_its_key() {
+        for (line, key) in [
+            ("[rounds]\ncount = 0", "rounds.count"),
+            ("[rounds]\nmin_nodes = 5000", "rounds.min_nodes"),
+            ("[rounds]\ncohort = 1\nmin_nodes = 2", "rounds.cohort"),
+            ("[rounds]\ndeadline_s = 0", "rounds.deadline_s"),
+            ("[training]\nepochs = 0", "training.epochs"),
+            ("[training]\nbatch_size = 0", "training.batch_size"),
+            ("[training]\nlearning_rate = nan", "training.learning_rate"),
+            ("[training]\nlearning_rate = -0.1", "training.learning_rate"),
+            ("[training]\nmomentum = 1.0", "training.momentum"),
+            ("[training]\nproximal_mu = -1.0", "training.proximal_mu"),
+            ("[serving]\nint8_tolerance = 2.0", "serving.int8_tolerance"),
+        ] {
+            let error = TaskSpec::parse(&format!("model = \"m\"\n{line}\n")).unwrap_err();
+            assert!(error.to_string().starts_with(key), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Tasks, their persisted state, accepted updates, finished rounds, and the clock they count in.
+//! One transaction a step: what a step changed is on disk together, or not at all.
+
+use std::collections::BTreeMap;
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::models::{self, ModelRow};
+use super::{Store, StoreError, damaged, wall_clock_ms};
+use crate::rounds::state::{AssignmentId, Phase, RoundRecord, STATE_SCHEMA, TaskState, TrainedUpdate};
+
+/// A task as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskRow {
+    /// The task file as the operator sent it.
+    pub specification: String,
+    /// Where the task is.
+    pub state: TaskState,
+    /// Wall clock.
+    pub created_ms: i64,
+}
+
+/// A finished round as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RoundRow {
+    /// What happened.
+    pub record: RoundRecord,
+    /// Update payloads that came in.
+    pub bytes_up: u64,
+    /// Model files that went out for the version that the round minted.
+    pub bytes_down: u64,
+    /// Wall clock.
+    pub ended_ms: i64,
+}
+
+/// An accepted update as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpdateRow {
+    /// Digest of the payload.
+    pub sha256: [u8; 32],
+}
+
+/// Everything that one step changes.
+#[derive(Debug)]
+pub struct StepChange<'a> {
+    /// The state after the step.
+    pub state: &'a TaskState,
+    /// Persisted elapsed time.
+    pub elapsed_ms: u64,
+    /// An update that the step accepted, with its assignment and node.
+    pub update: Option<(AssignmentId, &'a str, &'a TrainedUpdate)>,
+    /// A version that the step minted; its files are written already.
+    pub minted: Option<&'a ModelRow>,
+    /// A round that the step ended.
+    pub round: Option<&'a RoundRow>,
+}
+
+impl Store {
+    /// Adds a task.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`]; a unique-key violation if a task already runs on the lineage.
+    pub async fn insert_task(&self, specification: &str, model: &str, state: &TaskState) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO tasks (id, specification, model, state, ended, created_ms) VALUES (?, ?, ?, ?, 0, ?)")
+            .bind(&state.task_id)
+            .bind(specification)
+            .bind(model)
+            .bind(encode(state)?)
+            .bind(wall_clock_ms())
+            .execute(&self.pool)
+            .await
+            .map(|_| ())
+            .map_err(self.database("recording a task"))
+    }
+
+    /// Persists a step: state, clock, and what came with it, in one transaction.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`]; nothing of the step is stored then.
+    pub async fn save_step(&self, change: &StepChange<'_>) -> Result<(), StoreError> {
+        let state = encode(change.state)?;
+        let record = change.round.map(|r| serde_json::to_string(&r.record)).transpose();
+        let record = record.map_err(|e| damaged("round record", e))?;
+        let write = async {
+            let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+            sqlx::query("UPDATE tasks SET state = ?, ended = ? WHERE id = ?")
+                .bind(&state)
+                .bind(i64::from(matches!(change.state.phase, Phase::Ended { .. })))
+                .bind(&change.state.task_id)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query("UPDATE clock SET elapsed_ms = MAX(elapsed_ms, ?)")
+                .bind(change.elapsed_ms as i64)
+                .execute(&mut *tx)
+                .await?;
+            if let Some((assignment, node, update)) = change.update {
+                insert_update(&mut tx, change.state, assignment, node, update).await?;
+            }
+            if let Some(row) = change.minted {
+                models::insert(&mut *tx, row).await?;
+            }
+            if let (Some(row), Some(record)) = (change.round, &record) {
+                insert_round(&mut tx, change.state, row, record).await?;
+            }
+            tx.commit().await
+        };
+        write.await.map_err(self.database("recording a step of a task"))
+    }
+
+    /// All tasks, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn tasks(&self) -> Result<Vec<TaskRow>, StoreError> {
+        let rows = sqlx::query("SELECT specification, state, created_ms FROM tasks ORDER BY created_ms, id")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.database("listing tasks"))?;
+        rows.iter().map(read_task).collect()
+    }
+
+    /// One task.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn task(&self, id: &str) -> Result<Option<TaskRow>, StoreError> {
+        let row = sqlx::query("SELECT specification, state, created_ms FROM tasks WHERE id = ?")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(self.database("finding a task"))?;
+        row.as_ref().map(read_task).transpose()
+    }
+
+    /// A task's finished rounds, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn rounds(&self, task_id: &str) -> Result<Vec<RoundRow>, StoreError> {
+        let rows =
+            sqlx::query("SELECT record, bytes_up, bytes_down, ended_ms FROM rounds WHERE task_id = ? ORDER BY round")
+                .bind(task_id)
+                .fetch_all(&self.pool)
+                .await
+                .map_err(self.database("listing rounds"))?;
+        rows.iter().map(read_round).collect()
+    }
+
+    /// The accepted update of an assignment, also after its round.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn update(&self, assignment: AssignmentId) -> Result<Option<UpdateRow>, StoreError> {
+        let row: Option<Vec<u8>> = sqlx::query_scalar("SELECT sha256 FROM updates WHERE assignment = ?")
+            .bind(assignment.0.to_vec())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(self.database("finding an update"))?;
+        row.map(|bytes| {
+            let sha256 = bytes.try_into().map_err(|_| damaged("update", "its digest is not 32 bytes"))?;
+            Ok(UpdateRow { sha256 })
+        })
+        .transpose()
+    }
+
+    /// Counts a refused update.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn count_refusal(&self, task_id: &str, reason: &str) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO refusals (task_id, reason, count) VALUES (?, ?, 1) \
+             ON CONFLICT (task_id, reason) DO UPDATE SET count = count + 1",
+        )
+        .bind(task_id)
+        .bind(reason)
+        .execute(&self.pool)
+        .await
+        .map(|_| ())
+        .map_err(self.database("counting a refused update"))
+    }
+
+    /// Refused updates of a task, by reason.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn refusals(&self, task_id: &str) -> Result<BTreeMap<String, u64>, StoreError> {
+        let rows: Vec<(String, i64)> = sqlx::query_as("SELECT reason, count FROM refusals WHERE task_id = ?")
+            .bind(task_id)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.database("listing refused updates"))?;
+        Ok(rows.into_iter().map(|(reason, count)| (reason, count as u64)).collect())
+    }
+
+    /// The elapsed milliseconds that were persisted last.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn elapsed_ms(&self) -> Result<u64, StoreError> {
+        let elapsed: i64 = sqlx::query_scalar("SELECT elapsed_ms FROM clock")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(self.database("reading the clock"))?;
+        Ok(elapsed as u64)
+    }
+}
+
+async fn insert_update(
+    tx: &mut sqlx::SqliteConnection,
+    state: &TaskState,
+    assignment: AssignmentId,
+    node: &str,
+    update: &TrainedUpdate,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO updates (assignment, task_id, round, node, sha256, bytes, examples, committed_ms) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(assignment.0.to_vec())
+    .bind(&state.task_id)
+    .bind(state.round as i64)
+    .bind(node)
+    .bind(update.sha256.to_vec())
+    .bind(update.bytes as i64)
+    .bind(update.examples as i64)
+    .bind(wall_clock_ms())
+    .execute(tx)
+    .await
+    .map(|_| ())
+}
+
+async fn insert_round(
+    tx: &mut sqlx::SqliteConnection,
+    state: &TaskState,
+    row: &RoundRow,
+    record: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("INSERT INTO rounds (task_id, round, record, bytes_up, bytes_down, ended_ms) VALUES (?, ?, ?, ?, ?, ?)")
+        .bind(&state.task_id)
+        .bind(row.record.round as i64)
+        .bind(record)
+        .bind(row.bytes_up as i64)
+        .bind(row.bytes_down as i64)
+        .bind(row.ended_ms)
+        .execute(tx)
+        .await
+        .map(|_| ())
+}
+
+fn encode(state: &TaskState) -> Result<String, StoreError> {
+    serde_json::to_string(state).map_err(|e| damaged("task state", e))
+}
+
+fn read_task(row: &SqliteRow) -> Result<TaskRow, StoreError> {
+    let read = || -> Result<(String, String, i64), sqlx::Error> {
+        Ok((row.try_get("specification")?, row.try_get("state")?, row.try_get("created_ms")?))
+    };
+    let (specification, state, created_ms) = read().map_err(|e| damaged("task row", e))?;
+    let state: TaskState = serde_json::from_str(&state).map_err(|e| damaged("task state", e))?;
+    if state.schema != STATE_SCHEMA {
+        return Err(damaged("task state", format!("schema {} is unknown to this version", state.schema)));
+    }
+    Ok(TaskRow { specification, state, created_ms })
+}
+
+fn read_round(row: &SqliteRow) -> Result<RoundRow, StoreError> {
+    let read = || -> Result<(String, i64, i64, i64), sqlx::Error> {
+        Ok((row.try_get("record")?, row.try_get("bytes_up")?, row.try_get("bytes_down")?, row.try_get("ended_ms")?))
+    };
+    let (record, bytes_up, bytes_down, ended_ms) = read().map_err(|e| damaged("round row", e))?;
+    let record = serde_json::from_str(&record).map_err(|e| damaged("round record", e))?;
+    Ok(RoundRow { record, bytes_up: bytes_up as u64, bytes_down: bytes_down as u64, ended_ms })
+}

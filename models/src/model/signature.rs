@@ -1,0 +1,150 @@
+//! Element types, names and dimensions of a model's input and output.
+//! Which value is the input or output, `graph` decides.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ModelError;
+use crate::error::shorten;
+use crate::pb::{self, tensor_proto::DataType, tensor_shape_proto::dimension};
+
+/// Most elements that one sample may have: 1 GiB as float32.
+const MAX_SAMPLE_LEN: usize = 1 << 28;
+
+/// Type of a tensor's elements; the variants are those of the Open Inference Protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(missing_docs)]
+pub enum ElementType {
+    Bool,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Fp16,
+    Bf16,
+    Fp32,
+    Fp64,
+}
+
+impl ElementType {
+    /// The Open Inference Protocol's name, e.g. `FP32`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ElementType::Bool => "BOOL",
+            ElementType::Uint8 => "UINT8",
+            ElementType::Uint16 => "UINT16",
+            ElementType::Uint32 => "UINT32",
+            ElementType::Uint64 => "UINT64",
+            ElementType::Int8 => "INT8",
+            ElementType::Int16 => "INT16",
+            ElementType::Int32 => "INT32",
+            ElementType::Int64 => "INT64",
+            ElementType::Fp16 => "FP16",
+            ElementType::Bf16 => "BF16",
+            ElementType::Fp32 => "FP32",
+            ElementType::Fp64 => "FP64",
+        }
+    }
+
+    /// Size of one element, in bytes.
+    pub fn size(self) -> usize {
+        match self {
+            ElementType::Bool | ElementType::Uint8 | ElementType::Int8 => 1,
+            ElementType::Uint16 | ElementType::Int16 | ElementType::Fp16 | ElementType::Bf16 => 2,
+            ElementType::Uint32 | ElementType::Int32 | ElementType::Fp32 => 4,
+            ElementType::Uint64 | ElementType::Int64 | ElementType::Fp64 => 8,
+        }
+    }
+
+    /// The type behind ONNX's `TensorProto.DataType` number; `None` for strings, complex and sub-byte types.
+    pub fn from_onnx(data_type: i32) -> Option<ElementType> {
+        Some(match DataType::try_from(data_type).ok()? {
+            DataType::Bool => ElementType::Bool,
+            DataType::Uint8 => ElementType::Uint8,
+            DataType::Uint16 => ElementType::Uint16,
+            DataType::Uint32 => ElementType::Uint32,
+            DataType::Uint64 => ElementType::Uint64,
+            DataType::Int8 => ElementType::Int8,
+            DataType::Int16 => ElementType::Int16,
+            DataType::Int32 => ElementType::Int32,
+            DataType::Int64 => ElementType::Int64,
+            DataType::Float16 => ElementType::Fp16,
+            DataType::Bfloat16 => ElementType::Bf16,
+            DataType::Float => ElementType::Fp32,
+            DataType::Double => ElementType::Fp64,
+            _ => return None,
+        })
+    }
+}
+
+/// Name, element type and dimensions of a graph's input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSignature {
+    /// The value's name in the graph.
+    pub name: String,
+    /// Type of its elements.
+    pub element: ElementType,
+    /// Its dimensions; `None` = dynamic. The first is the batch.
+    pub dims: Vec<Option<usize>>,
+}
+
+impl TensorSignature {
+    /// Dimensions of one sample: all but the first. A checked model's input has them all known; a dynamic dimension
+    /// of an output counts as 1.
+    pub fn sample_shape(&self) -> Vec<usize> {
+        self.dims.iter().skip(1).map(|dim| dim.unwrap_or(1)).collect()
+    }
+
+    /// Number of elements of one sample.
+    pub fn sample_len(&self) -> usize {
+        self.sample_shape().iter().product()
+    }
+
+    /// The batch size, where the file fixes one.
+    pub fn fixed_batch(&self) -> Option<usize> {
+        self.dims.first().copied().flatten()
+    }
+}
+
+/// Reads a graph input's or output's signature. `role` is "input" or "output"; an input must know every dimension but
+/// the first.
+pub(crate) fn read(value: &pb::ValueInfoProto, role: &str) -> Result<TensorSignature, ModelError> {
+    let refused = |problem: String| ModelError::graph(format!("{role} {:?} {problem}", shorten(&value.name)));
+    let Some(pb::type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else {
+        return Err(refused("is not a tensor; sequences, maps and optionals are not supported".to_owned()));
+    };
+    let element = ElementType::from_onnx(tensor.elem_type)
+        .ok_or_else(|| refused(format!("has the unsupported element type {}; use float32", tensor.elem_type)))?;
+    let shape = tensor.shape.as_ref().ok_or_else(|| refused("has no shape; export the model with its shape".to_owned()))?;
+    let mut dims = Vec::with_capacity(shape.dim.len());
+    for dim in &shape.dim {
+        dims.push(match dim.value {
+            Some(dimension::Value::DimValue(size)) => Some(
+                usize::try_from(size)
+                    .ok()
+                    .filter(|&size| size > 0)
+                    .ok_or_else(|| refused(format!("has a dimension of {size}; dimensions must be at least 1")))?,
+            ),
+            Some(dimension::Value::DimParam(_)) | None => None,
+        });
+    }
+    if dims.is_empty() {
+        return Err(refused("is a scalar; its first dimension must be the batch".to_owned()));
+    }
+    let unknown = dims.iter().skip(1).position(Option::is_none);
+    if let (Some(axis), "input") = (unknown, role) {
+        return Err(refused(format!(
+            "has a dynamic dimension {}; only the first (the batch) may be dynamic: export with a fixed sample shape",
+            axis + 1
+        )));
+    }
+    let len = dims.iter().skip(1).try_fold(1usize, |product, dim| product.checked_mul(dim.unwrap_or(1)));
+    match len {
+        Some(len) if len <= MAX_SAMPLE_LEN => Ok(TensorSignature { name: value.name.clone(), element, dims }),
+        _ => Err(refused(format!("has samples of more than {MAX_SAMPLE_LEN} elements"))),
+    }
+}

@@ -1,0 +1,266 @@
+//! The node's configuration file: keys, defaults, checked ranges, and the commented file that `join` writes.
+//! What the keys do is up to the rooms that are named beside them.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Name of the file in the node's folder.
+pub const FILE_NAME: &str = "node.toml";
+
+/// `node.toml`. Unknown keys are errors.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The inference server.
+    pub inference: Inference,
+    /// Local training.
+    pub training: Training,
+    /// The sample store.
+    pub samples: Samples,
+    /// Files of labelled samples, read at start; what was read before is not counted twice.
+    pub data: Vec<DataFile>,
+}
+
+/// The inference server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Inference {
+    /// ip:port.
+    pub listen: String,
+    /// Without TLS; on loopback only.
+    pub plaintext: bool,
+    /// Share of single-sample requests whose input is kept for a later label, 0..=1.
+    pub keep: f64,
+    /// Threads that run models; 0: one a core.
+    pub threads: usize,
+}
+
+impl Default for Inference {
+    fn default() -> Self {
+        Inference { listen: "0.0.0.0:8001".into(), plaintext: false, keep: 1.0, threads: 0 }
+    }
+}
+
+/// Local training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Training {
+    /// Threads of the low-priority training pool, 1..=256.
+    pub threads: usize,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Training { threads: 1 }
+    }
+}
+
+/// Bounds of the sample store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Samples {
+    /// Labelled samples, at least 1.
+    pub max_samples: u64,
+    /// Bytes of their inputs, at least 1024.
+    pub max_bytes: u64,
+    /// Answered requests whose inputs wait for a label.
+    pub max_pending: u64,
+    /// Seconds that they wait, at least 1.
+    pub pending_ttl_s: u64,
+}
+
+impl Default for Samples {
+    fn default() -> Self {
+        Samples { max_samples: 100_000, max_bytes: 512 << 20, max_pending: 1000, pending_ttl_s: 86_400 }
+    }
+}
+
+/// A file of labelled samples.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataFile {
+    /// The lineage that it is for; none: for every one.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// `.csv` or `.npz`.
+    pub path: PathBuf,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not readable.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, a wrong type or an unknown key.
+    #[error("{} does not parse: {reason}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line and key.
+        reason: String,
+    },
+    /// A value that can't be.
+    #[error("{key} = {value}: {problem}")]
+    Value {
+        /// The key, dotted.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is allowed.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads `node.toml` in a node's folder; a folder without one has the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file, the key and what to write instead.
+    pub fn load(folder: &Path) -> Result<Config, ConfigError> {
+        let path = folder.join(FILE_NAME);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        let config: Config =
+            toml::from_str(&text).map_err(|e| ConfigError::Syntax { path, reason: e.to_string() })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks ranges and addresses.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.inference_address()?;
+        let refuse = |key, value: &dyn std::fmt::Display, problem: &str| {
+            Err(ConfigError::Value { key, value: value.to_string(), problem: problem.to_owned() })
+        };
+        let (inference, samples) = (&self.inference, &self.samples);
+        if !(0.0..=1.0).contains(&inference.keep) {
+            return refuse("inference.keep", &inference.keep, "a share, 0 to 1");
+        }
+        if inference.threads > 256 {
+            return refuse("inference.threads", &inference.threads, "0 (one a core) to 256");
+        }
+        if !(1..=256).contains(&self.training.threads) {
+            return refuse("training.threads", &self.training.threads, "1 to 256");
+        }
+        if samples.max_samples == 0 {
+            return refuse("samples.max_samples", &samples.max_samples, "at least 1");
+        }
+        if samples.max_bytes < 1024 {
+            return refuse("samples.max_bytes", &samples.max_bytes, "at least 1024");
+        }
+        if samples.pending_ttl_s == 0 {
+            return refuse("samples.pending_ttl_s", &samples.pending_ttl_s, "at least 1");
+        }
+        Ok(())
+    }
+
+    /// Where to serve inference.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] when it is no ip:port, or plaintext beyond loopback.
+    pub fn inference_address(&self) -> Result<SocketAddr, ConfigError> {
+        let inference = &self.inference;
+        let value = |problem: String| ConfigError::Value {
+            key: "inference.listen",
+            value: inference.listen.clone(),
+            problem,
+        };
+        let address: SocketAddr =
+            inference.listen.parse().map_err(|e| value(format!("{e}; expected ip:port, such as 0.0.0.0:8001")))?;
+        if inference.plaintext && !address.ip().is_loopback() {
+            return Err(value("plaintext is allowed on loopback only: use 127.0.0.1 or [::1], or serve with TLS".into()));
+        }
+        Ok(address)
+    }
+
+    /// The file's text with every default, commented.
+    pub fn commented() -> String {
+        let d = Config::default();
+        format!(
+            "# fedge node. Unknown keys are errors; FEDGE_* variables and flags override (`fedge node run --help`).\n\
+             \n\
+             [inference]\n\
+             # ip:port of the Open Inference Protocol over gRPC, mutual TLS.\n\
+             listen = {:?}\n\
+             # Without TLS: on loopback only.\n\
+             plaintext = {}\n\
+             # Share of single-sample requests whose input is kept for a later label, 0 to 1.\n\
+             keep = {:?}\n\
+             # Threads that run models; 0: one a core.\n\
+             threads = {}\n\
+             \n\
+             [training]\n\
+             # Threads of the low-priority training pool.\n\
+             threads = {}\n\
+             \n\
+             [samples]\n\
+             max_samples = {}\n\
+             max_bytes = {}\n\
+             # Answered requests whose inputs wait for a label, and for how long.\n\
+             max_pending = {}\n\
+             pending_ttl_s = {}\n\
+             \n\
+             # Files of labelled samples (.csv, .npz), read at start. `model` may be left out.\n\
+             # [[data]]\n\
+             # model = \"digits\"\n\
+             # path = \"samples.csv\"\n",
+            d.inference.listen,
+            d.inference.plaintext,
+            d.inference.keep,
+            d.inference.threads,
+            d.training.threads,
+            d.samples.max_samples,
+            d.samples.max_bytes,
+            d.samples.max_pending,
+            d.samples.pending_ttl_s,
+        )
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE_NAME), text).unwrap();
+        Config::load(folder.path())
+    }
+
+    #[test]
+    fn the_commented_file_holds_the_defaults() {
+        assert_eq!(load(&Config::commented()).unwrap(), Config::default());
+        assert_eq!(load("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn unknown_keys_and_values_out_of_range_are_refused_by_name() {
+        for (text, key) in [
+            ("[inference]\nlisten_on = \"x\"", "listen_on"),
+            ("[inference]\nlisten = \"8001\"", "inference.listen"),
+            ("[inference]\nplaintext = true", "inference.listen"),
+            ("[inference]\nkeep = 1.5", "inference.keep"),
+            ("[training]\nthreads = 0", "training.threads"),
+            ("[samples]\nmax_samples = 0", "samples.max_samples"),
+            ("[[data]]\nfile = \"x.csv\"", "file"),
+        ] {
+            let error = load(text).unwrap_err().to_string();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+}

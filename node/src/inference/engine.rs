@@ -1,0 +1,132 @@
+//! tract: loads ONNX bytes into a plan and runs batches of float32 through it; panics inside become errors.
+//! What is loaded, and what a batch means, is decided in `prepare` and `serving`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use fedge_models::{ElementType, TensorSignature, pb};
+use prost::Message;
+use tract_onnx::data_resolver::ModelDataResolver;
+use tract_onnx::prelude::{
+    Datum, Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec,
+};
+use tract_onnx::tract_hir::infer::InferenceFact;
+use tract_onnx::tract_hir::internal::{IntoRunnable, TDim};
+
+/// tract refused a model, failed in it, or gave something else than the model's signature says.
+#[derive(Debug, thiserror::Error)]
+#[error("the inference engine cannot {action} the model: {problem}")]
+pub struct EngineError {
+    /// What was tried: "load" or "run".
+    pub action: &'static str,
+    /// tract's message, cut to 2,000 characters.
+    pub problem: String,
+}
+
+/// A loaded model. Send and Sync: many threads run one plan, each with a state of its own.
+pub(crate) struct Engine {
+    plan: Arc<TypedRunnableModel>,
+    /// Samples that the plan takes at once; `None` = any number.
+    batch: Option<usize>,
+    sample_shape: Vec<usize>,
+    output_len: usize,
+}
+
+impl Engine {
+    /// Loads ONNX bytes whose one input and one output have these signatures, both float32.
+    ///
+    /// The batch stays symbolic where the file leaves it open; where tract cannot do that, or the file fixes it to 1,
+    /// samples run one by one. Any other fixed batch is refused.
+    pub(crate) fn load(onnx: &[u8], input: &TensorSignature, output: &TensorSignature) -> Result<Engine, EngineError> {
+        let refused = |problem: String| EngineError { action: "load", problem };
+        for (role, signature) in [("input", input), ("output", output)] {
+            if signature.element != ElementType::Fp32 {
+                return Err(refused(format!(
+                    "its {role} {:?} is {}; export it with float32 inputs and outputs",
+                    signature.name,
+                    signature.element.name()
+                )));
+            }
+        }
+        let proto = pb::ModelProto::decode(onnx).map_err(|error| refused(error.to_string()))?;
+        let (plan, batch) = match input.fixed_batch() {
+            None => match caught("load", || plan(&proto, input, None)) {
+                Ok(plan) => (plan, None),
+                Err(error) => {
+                    tracing::info!(%error, "the model does not load with an open batch; its samples run one by one");
+                    (caught("load", || plan(&proto, input, Some(1)))?, Some(1))
+                }
+            },
+            Some(1) => (caught("load", || plan(&proto, input, Some(1)))?, Some(1)),
+            Some(batch) => {
+                return Err(refused(format!(
+                    "its batch is fixed to {batch}; export it with a dynamic batch, or with 1"
+                )));
+            }
+        };
+        Ok(Engine { plan, batch, sample_shape: input.sample_shape(), output_len: output.sample_len() })
+    }
+
+    /// Runs samples `[n, ...sample_shape]`, row-major, n >= 1; gives `[n, ...]` outputs, row-major.
+    pub(crate) fn run(&self, samples: &[f32]) -> Result<Vec<f32>, EngineError> {
+        let sample_len = self.sample_shape.iter().product::<usize>().max(1);
+        let rows = samples.len() / sample_len;
+        if rows == 0 || rows * sample_len != samples.len() {
+            let problem = format!("{} values are no whole number of samples of {sample_len}", samples.len());
+            return Err(EngineError { action: "run", problem });
+        }
+        let at_once = self.batch.unwrap_or(rows);
+        let mut outputs = Vec::with_capacity(rows * self.output_len);
+        for part in samples.chunks(at_once * sample_len) {
+            caught("run", || self.run_once(part, at_once, &mut outputs))?;
+        }
+        if outputs.len() == rows * self.output_len {
+            return Ok(outputs);
+        }
+        let problem =
+            format!("{rows} samples gave {} values where its signature says {}", outputs.len(), rows * self.output_len);
+        Err(EngineError { action: "run", problem })
+    }
+
+    fn run_once(&self, samples: &[f32], rows: usize, outputs: &mut Vec<f32>) -> TractResult<()> {
+        let shape: Vec<usize> = std::iter::once(rows).chain(self.sample_shape.iter().copied()).collect();
+        let results = self.plan.run(tvec!(TValue::from(Tensor::from_shape(&shape, samples)?)))?;
+        if let Some(result) = results.first() {
+            outputs.extend(result.to_plain_array_view::<f32>()?.iter());
+        }
+        Ok(())
+    }
+}
+
+fn plan(proto: &pb::ModelProto, input: &TensorSignature, batch: Option<usize>) -> TractResult<Arc<TypedRunnableModel>> {
+    // Symbolic shapes in value_info would clash with the input's.
+    let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
+    onnx.provider = Arc::new(NoExternalData);
+    let model = onnx.model_for_proto_model(proto)?;
+    let batch = match batch {
+        Some(batch) => batch.to_dim(),
+        None => TDim::from(model.symbols.sym("fedge_batch")),
+    };
+    let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
+    model.with_input_fact(0, InferenceFact::dt_shape(f32::datum_type(), dims))?.into_optimized()?.into_runnable()
+}
+
+/// A package is self-contained: whatever a file names, tract opens none.
+struct NoExternalData;
+
+impl ModelDataResolver for NoExternalData {
+    fn read_bytes_from_path(&self, _: &mut Vec<u8>, path: &Path, _: usize, _: Option<usize>) -> TractResult<()> {
+        tract_onnx::tract_hir::internal::bail!("external data is not read here: {}", path.display())
+    }
+}
+
+/// tract 0.23 reaches `unimplemented!` and failed assertions on odd models; a node must outlive them.
+fn caught<T>(action: &'static str, work: impl FnOnce() -> TractResult<T>) -> Result<T, EngineError> {
+    let problem = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(panic) => format!("it panicked: {}", super::executor::panic_message(&*panic)),
+    };
+    Err(EngineError { action, problem: problem.chars().take(2000).collect() })
+}

@@ -1,0 +1,10 @@
+//! The edge: serves a quantized model, keeps samples, trains locally, takes part in rounds.
+//! Aggregation and everything that decides about a fleet live in the coordinator.
+
+pub mod config;
+pub mod federation;
+pub mod inference;
+pub mod run;
+pub mod samples;
+pub mod status;
+pub mod training;

@@ -1,0 +1,234 @@
+//! Assembles a node: identity, samples, models, the inference server and the federation; runs until it is told to stop.
+//! Only wiring lives here: each room does its own work.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fedge_proto::authorization::{AnonymousCallers, AuthorizationLayer};
+use fedge_proto::identity::{Identity, IdentityDirectory, IdentityError, Role, SharedIdentity};
+use fedge_proto::tls::{
+    ClientAuth, ConnectError, Incoming, Limits, ReloadableServerConfig, TlsError, connect_lazy, incoming,
+    plaintext_incoming, server_config,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::config::{Config, ConfigError};
+use crate::federation::driver;
+use crate::federation::outbox::{Outbox, OutboxError};
+use crate::federation::renewal::{self, RenewalError};
+use crate::federation::session::Session;
+use crate::federation::versions::Versions;
+use crate::federation::work::Workshop;
+use crate::inference::{self, KeepPolicy, ModelRepository, ServiceOptions};
+use crate::samples::{self, FileError, SampleError, SampleStore, file};
+use crate::status::{NodeStatus, StatusFile};
+
+/// Longest time that open calls get to end at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why a node does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Its configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Its folder has no identity.
+    #[error("{} holds no identity: join first, with `fedge node join --dir DIR --coordinator HOST:7444 --token TOKEN`", .0.display())]
+    NotJoined(PathBuf),
+    /// An identity of another role.
+    #[error("{} holds the identity of {}, not of a node", .0.display(), .1.with_article())]
+    Role(PathBuf, Role),
+    /// Its certificate is over and can't be renewed.
+    #[error("the certificate can't be renewed: {0}")]
+    Renewal(#[from] RenewalError),
+    /// The inference port.
+    #[error("cannot listen on {address} (inference.listen): {source}; {hint}")]
+    Listen {
+        /// ip:port.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The coordinator's address.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The sample store.
+    #[error(transparent)]
+    Samples(#[from] SampleError),
+    /// A data file.
+    #[error(transparent)]
+    Data(#[from] FileError),
+    /// The outbox.
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
+    /// Threads.
+    #[error("the inference threads can't be started: {0}")]
+    Threads(std::io::Error),
+    /// The server broke.
+    #[error("serving inference: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// The identity directory of a node's folder.
+pub fn identity_directory(folder: &Path) -> IdentityDirectory {
+    IdentityDirectory::new(folder.join("identity"))
+}
+
+/// Runs the node of `folder` until `shutdown` is ready; `ready` is called with the bound address once it listens.
+///
+/// # Errors
+/// [`RunError`] says which file, port or certificate is in the way.
+pub async fn run(
+    folder: &Path,
+    config: Config,
+    ready: impl FnOnce(SocketAddr),
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), RunError> {
+    let address = config.inference_address()?;
+    // What can be seen to be wrong without the coordinator is said before anything starts.
+    for data in &config.data {
+        file::read(&data.path)?;
+    }
+    let directory = identity_directory(folder);
+    let identity = usable_identity(folder, &directory).await?;
+    let coordinator = directory.connection()?;
+    let samples = SampleStore::open(&folder.join("samples.db"), sample_limits(&config)).await?;
+    let listener = listen(address).await?;
+    let bound = listener.local_addr().unwrap_or(address);
+
+    let repository = Arc::new(ModelRepository::new());
+    let versions = Versions::new(folder.join("models"), repository.clone(), samples.clone(), config.data.clone());
+    let versions = Arc::new(versions);
+    let outbox = Outbox::open(folder.join("outbox"))?;
+    let workshop = Workshop { versions: versions.clone(), samples: samples.clone(), outbox };
+    let shared = SharedIdentity::new(identity.clone());
+    let stop = CancellationToken::new();
+
+    let (accepted, anonymous, renewed) = accept(listener, &identity, config.inference.plaintext)?;
+    let router = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .max_concurrent_streams(Some(256))
+        .http2_max_header_list_size(Some(16 * 1024))
+        .http2_max_pending_accept_reset_streams(Some(20))
+        .layer(AuthorizationLayer::new(anonymous))
+        .add_service(
+            inference::service(repository.clone(), samples.clone(), service_options(&config))
+                .map_err(RunError::Threads)?,
+        )
+        .add_service(samples::feedback::service(repository, samples.clone()));
+    let server =
+        tokio::spawn(router.serve_with_incoming_shutdown(accepted, stop.clone().cancelled_owned()));
+    let renewal = tokio::spawn(renewal::keep_renewed(directory, shared.clone(), renewed, stop.clone()));
+
+    let status_file = StatusFile::of(folder);
+    let status = NodeStatus {
+        pid: std::process::id(),
+        identity: identity.id().to_string(),
+        inference_address: bound.to_string(),
+        transport: if config.inference.plaintext { "plaintext" } else { "mutual TLS" }.into(),
+        connected: false,
+        last_error: None,
+        work: "idle".into(),
+        serving: Vec::new(),
+    };
+    status_file.write(&status);
+    ready(bound);
+    versions.restore().await;
+    let channel = connect_lazy(&coordinator.federation, &shared, Role::Coordinator)?;
+    let session =
+        Session::new(channel, bound.to_string(), config.training.threads, status, status_file.clone());
+    let federation = tokio::spawn(driver::run(session, workshop));
+
+    shutdown.await;
+    tracing::info!("shutting down");
+    federation.abort();
+    stop.cancel();
+    let served = tokio::time::timeout(DRAIN, server).await;
+    let _ = renewal.await;
+    samples.close().await;
+    status_file.remove();
+    match served {
+        Ok(Ok(result)) => result.map_err(RunError::Serve),
+        // Callers that did not end in time are cut off.
+        Ok(Err(_)) | Err(_) => Ok(()),
+    }
+}
+
+/// The identity of the folder; one that has ended is renewed before anything else.
+async fn usable_identity(folder: &Path, directory: &IdentityDirectory) -> Result<Identity, RunError> {
+    if !directory.exists() {
+        return Err(RunError::NotJoined(folder.to_owned()));
+    }
+    let identity = directory.load()?;
+    if identity.id().role() != Role::Node {
+        return Err(RunError::Role(directory.path().to_owned(), identity.id().role()));
+    }
+    let now = SystemTime::now();
+    if identity.expired(now) {
+        return Ok(renewal::renew(directory, now).await?);
+    }
+    Ok(identity)
+}
+
+type OnRenewal = Box<dyn FnMut(&Identity) + Send>;
+
+fn accept(
+    listener: TcpListener,
+    identity: &Identity,
+    plaintext: bool,
+) -> Result<(Incoming, AnonymousCallers, OnRenewal), RunError> {
+    if plaintext {
+        let accepted = plaintext_incoming(listener, Limits::default())?;
+        return Ok((accepted, AnonymousCallers::LocalInference, Box::new(|_| {})));
+    }
+    let tls = ReloadableServerConfig::new(server_config(identity, ClientAuth::Required)?);
+    let accepted = incoming(listener, tls.clone(), Limits::default());
+    let renewed = move |identity: &Identity| match server_config(identity, ClientAuth::Required) {
+        Ok(config) => tls.replace(config),
+        Err(error) => tracing::error!(%error, "the renewed certificate can't be used for serving"),
+    };
+    Ok((accepted, AnonymousCallers::EnrolmentOnly, Box::new(renewed)))
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).await.map_err(|source| {
+        let hint = match source.kind() {
+            std::io::ErrorKind::AddrInUse => "another process has this port: stop it or choose another with --listen",
+            std::io::ErrorKind::PermissionDenied => "ports below 1024 need rights that this process lacks",
+            _ => "check the address",
+        };
+        RunError::Listen { address, source, hint }
+    })
+}
+
+fn sample_limits(config: &Config) -> samples::Limits {
+    samples::Limits {
+        max_samples: config.samples.max_samples,
+        max_bytes: config.samples.max_bytes,
+        max_pending: config.samples.max_pending,
+        pending_ttl: Duration::from_secs(config.samples.pending_ttl_s),
+    }
+}
+
+fn service_options(config: &Config) -> ServiceOptions {
+    let mut options = ServiceOptions::default();
+    options.keep = if config.inference.keep > 0.0 { KeepPolicy::Sampled(config.inference.keep) } else { KeepPolicy::Off };
+    if config.inference.threads > 0 {
+        options.threads = config.inference.threads;
+    }
+    options
+}

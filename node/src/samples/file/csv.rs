@@ -1,0 +1,142 @@
+//! Comma-separated files: which row is a header, which column the label, and every other field a finite number.
+//! What a label's text means to a model is resolved in the parent module.
+
+use std::path::Path;
+
+use super::{FileError, LabelledRows, MAX_VALUES, RowLabel, shorten};
+
+/// Most columns of a row.
+const MAX_COLUMNS: usize = 1 << 20;
+
+/// Whether rows must have a label.
+#[derive(Clone, Copy)]
+pub(super) enum Labels {
+    /// The column named `label`, else the last one.
+    Required,
+    /// The column named `label`, else the one after `sample_len` values, else none.
+    Optional { sample_len: usize },
+}
+
+/// What the first record says about all of them.
+struct Columns {
+    names: Option<Vec<String>>,
+    count: usize,
+    label: Option<usize>,
+}
+
+pub(super) fn read(path: &Path, bytes: Vec<u8>, labels: Labels) -> Result<LabelledRows, FileError> {
+    let file_error = |problem: String| FileError::File { path: path.to_owned(), problem };
+    // Spreadsheets begin UTF-8 files with a byte order mark.
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(text);
+    let mut record = csv::StringRecord::new();
+    let mut rows =
+        LabelledRows { inputs: Vec::new(), sample_len: 0, labels: Vec::new(), source: path.to_owned(), first_row: 1 };
+    let mut columns: Option<Columns> = None;
+    let mut row = 0;
+    loop {
+        row += 1;
+        match reader.read_record(&mut record) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                let problem = format!("cannot be read as comma-separated UTF-8 text: {}", without_position(&error));
+                return Err(FileError::Row { path: path.to_owned(), row, problem });
+            }
+        }
+        let known = match &columns {
+            Some(known) => known,
+            None => {
+                let found = first_record(path, &record, labels)?;
+                rows.sample_len = found.count - usize::from(found.label.is_some());
+                let is_header = found.names.is_some();
+                rows.first_row = if is_header { 2 } else { 1 };
+                let found = columns.insert(found);
+                if is_header {
+                    continue;
+                }
+                found
+            }
+        };
+        take(path, row, known, &record, &mut rows)?;
+    }
+    if rows.inputs.is_empty() {
+        return Err(file_error("holds no rows of samples; it needs at least one".to_owned()));
+    }
+    Ok(rows)
+}
+
+fn first_record(path: &Path, record: &csv::StringRecord, labels: Labels) -> Result<Columns, FileError> {
+    let count = record.len();
+    let refused = |problem: String| FileError::Row { path: path.to_owned(), row: 1, problem };
+    if count > MAX_COLUMNS {
+        return Err(refused(format!("has {count} columns, above the limit of {MAX_COLUMNS}")));
+    }
+    let named = |field: &str| field.eq_ignore_ascii_case("label");
+    let numbers = record.iter().filter(|field| field.parse::<f32>().is_ok()).count();
+    let is_header = record.iter().any(named) || (numbers == 0 && count > 1);
+    let named_label = record.iter().position(named);
+    if record.iter().filter(|field| named(field)).count() > 1 {
+        return Err(refused("names more than one column \"label\"; keep one".to_owned()));
+    }
+    let label = match labels {
+        Labels::Required => named_label.or(count.checked_sub(1)),
+        Labels::Optional { sample_len } => named_label.or((count == sample_len + 1).then_some(sample_len)),
+    };
+    if count - usize::from(label.is_some()) == 0 {
+        return Err(refused(
+            "has a label but no values; give one column a value and a last one, or one named \"label\", for the label"
+                .to_owned(),
+        ));
+    }
+    let names = is_header.then(|| record.iter().map(shorten).collect());
+    Ok(Columns { names, count, label })
+}
+
+fn take(
+    path: &Path,
+    row: usize,
+    columns: &Columns,
+    record: &csv::StringRecord,
+    rows: &mut LabelledRows,
+) -> Result<(), FileError> {
+    let refused = |problem: String| FileError::Row { path: path.to_owned(), row, problem };
+    if record.len() != columns.count {
+        return Err(refused(format!("has {} columns, but the first row has {}", record.len(), columns.count)));
+    }
+    if rows.inputs.len() + rows.sample_len > MAX_VALUES {
+        return Err(refused(format!("the file holds more than {MAX_VALUES} values; split it into several files")));
+    }
+    for (column, field) in record.iter().enumerate() {
+        let wrong = |problem: String| FileError::Value {
+            path: path.to_owned(),
+            row,
+            column: match columns.names.as_ref().and_then(|names| names.get(column)) {
+                Some(name) => format!("{} ({name:?})", column + 1),
+                None => (column + 1).to_string(),
+            },
+            problem,
+        };
+        if columns.label == Some(column) {
+            if field.is_empty() {
+                return Err(wrong("the label is missing; give a class name or index".to_owned()));
+            }
+            rows.labels.push(RowLabel::Text(field.to_owned()));
+            continue;
+        }
+        let value: f32 = field.parse().map_err(|_| wrong(format!("{:?} is not a number", shorten(field))))?;
+        if !value.is_finite() {
+            return Err(wrong(format!("{:?} is not a finite float32; drop or repair the row", shorten(field))));
+        }
+        rows.inputs.push(value);
+    }
+    Ok(())
+}
+
+/// The reader's message names bytes and records counted from 0; ours names the row.
+fn without_position(error: &csv::Error) -> String {
+    match error.kind() {
+        csv::ErrorKind::Utf8 { err, .. } => err.to_string(),
+        _ => error.to_string(),
+    }
+}

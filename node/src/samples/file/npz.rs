@@ -1,0 +1,122 @@
+//! NumPy archives: which arrays hold inputs and labels, and whether they fit each other.
+//! The container is read in `zip`, one array in `npy`.
+
+use std::path::Path;
+
+use super::npy::{self, Array, Values};
+use super::zip::{self, Entry};
+use super::{FileError, LabelledRows, RowLabel};
+
+const INPUT_NAMES: [&str; 3] = ["x", "inputs", "data"];
+const LABEL_NAMES: [&str; 3] = ["y", "labels", "label"];
+
+pub(super) fn read(path: &Path, bytes: &[u8], labels_required: bool) -> Result<LabelledRows, FileError> {
+    let refused = |problem: String| FileError::File { path: path.to_owned(), problem };
+    let entries =
+        zip::entries(bytes).map_err(|problem| refused(format!("is no .npz file, or a damaged one: {problem}")))?;
+    let load = |entry: &Entry| -> Result<Array, FileError> {
+        zip::content(bytes, entry)
+            .and_then(|content| npy::parse(&content))
+            .map_err(|problem| refused(format!("array {:?}: {problem}", super::shorten(&entry.name))))
+    };
+    let inputs = find(&entries, &INPUT_NAMES).map_err(refused)?;
+    let labels = find(&entries, &LABEL_NAMES).map_err(refused)?;
+    let inputs = inputs.ok_or_else(|| refused(missing("inputs", &INPUT_NAMES, &entries)))?;
+    if labels.is_none() && labels_required {
+        return Err(refused(missing("labels", &LABEL_NAMES, &entries)));
+    }
+    let mut rows = inputs_of(path, &inputs.name, load(inputs)?)?;
+    if let Some(entry) = labels {
+        rows.labels = labels_of(path, &entry.name, load(entry)?, rows.len())?;
+    }
+    Ok(rows)
+}
+
+fn inputs_of(path: &Path, name: &str, array: Array) -> Result<LabelledRows, FileError> {
+    let refused =
+        |problem: String| FileError::File { path: path.to_owned(), problem: format!("array {name:?} {problem}") };
+    let Some((&count, sample_shape)) = array.shape.split_first().filter(|(_, rest)| !rest.is_empty()) else {
+        return Err(refused(format!("has the shape {:?}; inputs need the shape [rows, ...]", array.shape)));
+    };
+    let sample_len: usize = sample_shape.iter().product();
+    if count == 0 || sample_len == 0 {
+        return Err(refused(format!("has the shape {:?}, so it is empty; it needs at least one row", array.shape)));
+    }
+    let values: Vec<f32> = match array.values {
+        Values::Text(_) => return Err(refused("holds text; inputs must be numbers".to_owned())),
+        #[allow(clippy::cast_possible_truncation, reason = "models take float32; an overflow is refused below")]
+        Values::Float(values) => values.into_iter().map(|value| value as f32).collect(),
+        #[allow(clippy::cast_precision_loss, reason = "models take float32")]
+        Values::Integer(values) => values.into_iter().map(|value| value as f32).collect(),
+    };
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        return Err(FileError::Value {
+            path: path.to_owned(),
+            row: at / sample_len + 1,
+            column: (at % sample_len + 1).to_string(),
+            problem: format!(
+                "array {name:?} holds {}, which is not a finite float32; drop or repair the row",
+                values[at]
+            ),
+        });
+    }
+    Ok(LabelledRows { inputs: values, sample_len, labels: Vec::new(), source: path.to_owned(), first_row: 1 })
+}
+
+fn labels_of(path: &Path, name: &str, array: Array, rows: usize) -> Result<Vec<RowLabel>, FileError> {
+    let refused =
+        |problem: String| FileError::File { path: path.to_owned(), problem: format!("array {name:?} {problem}") };
+    if !matches!(&array.shape[..], [count] | [count, 1] if *count == rows) {
+        return Err(refused(format!(
+            "has the shape {:?}, but the inputs have {rows} rows; labels need the shape [{rows}]",
+            array.shape
+        )));
+    }
+    let row_error = |row: usize, value: String| FileError::Row {
+        path: path.to_owned(),
+        row: row + 1,
+        problem: format!("array {name:?} holds the label {value}; labels are class indices from 0 or class names"),
+    };
+    match array.values {
+        Values::Text(texts) => Ok(texts.into_iter().map(RowLabel::Text).collect()),
+        Values::Integer(values) => values
+            .into_iter()
+            .enumerate()
+            .map(|(row, value)| {
+                u32::try_from(value).map(RowLabel::Index).map_err(|_| row_error(row, value.to_string()))
+            })
+            .collect(),
+        Values::Float(values) => values
+            .into_iter()
+            .enumerate()
+            .map(|(row, value)| {
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "compared right after")]
+                let index = value as u32;
+                if f64::from(index) == value {
+                    Ok(RowLabel::Index(index))
+                } else {
+                    Err(row_error(row, value.to_string()))
+                }
+            })
+            .collect(),
+    }
+}
+
+/// The one array among these names; two of them would leave it open which is meant.
+fn find<'a>(entries: &'a [Entry], names: &[&str]) -> Result<Option<&'a Entry>, String> {
+    let mut found = entries.iter().filter(|entry| names.contains(&entry.name.as_str()));
+    match (found.next(), found.next()) {
+        (Some(first), Some(second)) => {
+            Err(format!("holds both {:?} and {:?}; keep the one that is meant", first.name, second.name))
+        }
+        (first, _) => Ok(first),
+    }
+}
+
+fn missing(what: &str, names: &[&str], entries: &[Entry]) -> String {
+    let held: Vec<String> = entries.iter().take(10).map(|entry| format!("{:?}", super::shorten(&entry.name))).collect();
+    format!(
+        "lacks the array with the {what}: it must be named one of {names:?}, but the file holds {}",
+        if held.is_empty() { "nothing".to_owned() } else { held.join(", ") }
+    )
+}

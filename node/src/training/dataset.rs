@@ -1,0 +1,134 @@
+//! Labelled samples in memory, already preprocessed, and their check against a model.
+//! Where samples come from and how they are kept is `samples`' matter.
+
+use fedge_models::Model;
+
+use super::TrainingError;
+
+/// Labelled samples for classification, ready for the model's input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dataset {
+    inputs: Vec<f32>,
+    labels: Vec<u32>,
+    sample_shape: Vec<usize>,
+}
+
+impl Dataset {
+    /// Joins `n` samples: `inputs` holds `n · sample_len` numbers, row-major, preprocessed; `labels` holds `n` class
+    /// indices; `sample_shape` is one sample's shape without the batch.
+    ///
+    /// Refused: no samples, lengths that do not match, an empty sample shape's product of 0 or overflow, and NaN or
+    /// infinity (with the sample's number). Labels are checked against the model's classes when the data is used.
+    pub fn new(inputs: Vec<f32>, labels: Vec<u32>, sample_shape: Vec<usize>) -> Result<Dataset, TrainingError> {
+        let sample_len = sample_shape
+            .iter()
+            .try_fold(1usize, |product, &dim| product.checked_mul(dim))
+            .filter(|&len| len > 0)
+            .ok_or_else(|| TrainingError::data(format!("the sample shape {sample_shape:?} has no usable size")))?;
+        if labels.is_empty() {
+            return Err(TrainingError::data("there are no samples; collect at least one"));
+        }
+        if labels.len().checked_mul(sample_len) != Some(inputs.len()) {
+            return Err(TrainingError::data(format!(
+                "{} numbers do not make {} samples of shape {sample_shape:?} ({sample_len} numbers each)",
+                inputs.len(),
+                labels.len()
+            )));
+        }
+        if let Some(index) = inputs.iter().position(|value| !value.is_finite()) {
+            let (sample, element) = (index / sample_len + 1, index % sample_len + 1);
+            return Err(TrainingError::data(format!(
+                "sample {sample}, number {element} is NaN or infinite; remove or repair that sample"
+            )));
+        }
+        Ok(Dataset { inputs, labels, sample_shape })
+    }
+
+    /// Number of samples, at least 1.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Shape of one sample, without the batch.
+    pub fn sample_shape(&self) -> &[usize] {
+        &self.sample_shape
+    }
+
+    /// Class index of each sample.
+    pub fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+
+    /// All samples, flat.
+    pub(super) fn inputs(&self) -> &[f32] {
+        &self.inputs
+    }
+
+    /// The samples of these indices, copied into one batch; indices past the end are left out.
+    pub(super) fn batch(&self, indices: &[usize]) -> (Vec<f32>, Vec<u32>) {
+        let sample_len = self.inputs.len() / self.labels.len();
+        let mut inputs = Vec::with_capacity(indices.len() * sample_len);
+        let mut labels = Vec::with_capacity(indices.len());
+        for &index in indices {
+            if let (Some(label), Some(sample)) =
+                (self.labels.get(index), self.inputs.get(index * sample_len..(index + 1) * sample_len))
+            {
+                inputs.extend_from_slice(sample);
+                labels.push(*label);
+            }
+        }
+        (inputs, labels)
+    }
+
+    /// Checks the samples' shape against the model's input.
+    pub(super) fn check_shape(&self, model: &Model) -> Result<(), TrainingError> {
+        let expected = model.input().sample_shape();
+        if self.sample_shape == expected {
+            return Ok(());
+        }
+        Err(TrainingError::data(format!(
+            "samples have the shape {:?}, but the model's input {:?} takes {expected:?}; bring them into that shape",
+            self.sample_shape,
+            model.input().name
+        )))
+    }
+
+    /// Checks every label against the number of classes.
+    pub(super) fn check_labels(&self, classes: usize) -> Result<(), TrainingError> {
+        match self.labels.iter().position(|&label| label as usize >= classes) {
+            None => Ok(()),
+            Some(index) => Err(TrainingError::data(format!(
+                "sample {} has the label {}, but the model has {classes} classes (0 to {}); correct the label",
+                index + 1,
+                self.labels.get(index).copied().unwrap_or_default(),
+                classes.saturating_sub(1)
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_that_is_empty_ragged_or_not_finite_is_refused() {
+        let refused = |inputs: Vec<f32>, labels: Vec<u32>, shape: Vec<usize>| {
+            Dataset::new(inputs, labels, shape).unwrap_err().to_string()
+        };
+        assert!(refused(vec![], vec![], vec![2]).contains("no samples"));
+        assert!(refused(vec![0.0; 5], vec![0, 1], vec![2]).contains("5 numbers do not make 2 samples"));
+        assert!(refused(vec![0.0; 2], vec![0], vec![0]).contains("no usable size"));
+        assert!(refused(vec![0.0; 2], vec![0], vec![usize::MAX, 4]).contains("no usable size"));
+        assert!(refused(vec![0.0, 1.0, 2.0, f32::NAN], vec![0, 1], vec![2]).contains("sample 2, number 2"));
+        assert!(refused(vec![f32::INFINITY, 1.0], vec![0], vec![2]).contains("sample 1, number 1"));
+    }
+
+    #[test]
+    fn a_batch_holds_the_asked_samples_in_order() {
+        let data = Dataset::new(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], vec![7, 8, 9], vec![2]).unwrap();
+        assert_eq!(data.batch(&[2, 0]), (vec![5.0, 6.0, 1.0, 2.0], vec![9, 7]));
+    }
+}

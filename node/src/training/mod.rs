@@ -1,0 +1,123 @@
+//! Trains a model by interpreting its ONNX graph on burn's CPU backend, with plain SGD and cross-entropy.
+//! Pure computation: nothing here knows of rounds, files, networks or clocks; samples come in preprocessed.
+//!
+//! [`train`] compiles the graph once for the batch size (`graph`, `ops`), then steps: parameters are lifted onto a tape,
+//! run forward, and stepped in place from their gradients. A run has a thread pool of its own at low priority; whatever
+//! happens inside, even a panic of the backend, is a [`TrainingError`].
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+
+use fedge_models::{Model, Weights};
+
+mod backend;
+mod dataset;
+mod error;
+mod graph;
+mod loss;
+mod node;
+mod ops;
+mod optimizer;
+mod parameters;
+mod plan;
+mod pool;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;
+mod trainer;
+mod value;
+
+pub use dataset::Dataset;
+pub use error::TrainingError;
+pub use plan::{Loss, MAX_BATCH_SIZE, MAX_THREADS, Optimizer, Plan};
+
+/// How far a run is; reported after each step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// The epoch that is running, counted from 1.
+    pub epoch: u32,
+    /// Epochs of the whole run.
+    pub epochs: u32,
+    /// Steps that are finished.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Mean loss of the step's batch, before the step, in nats.
+    pub loss: f32,
+}
+
+/// What a finished run gives.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The trained parameters and the updated BatchNormalization statistics.
+    pub weights: Weights,
+    /// Examples of one epoch: the weight of this outcome in a mean over nodes.
+    pub examples: u64,
+    /// Steps that were taken.
+    pub steps: u64,
+    /// Mean loss over the first epoch, in nats; each batch's is measured before its step.
+    pub loss_first: f32,
+    /// Mean loss over the last epoch, in nats.
+    pub loss_last: f32,
+}
+
+/// How well a model answers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Examples that were asked.
+    pub examples: u64,
+    /// Those whose largest logit is the label's.
+    pub correct: u64,
+    /// Mean cross-entropy, in nats; always finite.
+    pub loss: f32,
+}
+
+impl Evaluation {
+    /// Share of correct answers, `0.0..=1.0`.
+    pub fn accuracy(&self) -> f64 {
+        self.correct as f64 / self.examples.max(1) as f64
+    }
+}
+
+/// Trains the model on the data, from the model's own weights, and blocks until it is done; call it off the async
+/// executor. `progress` is called after each step, on a training thread. `cancel` is looked at before each step.
+///
+/// BatchNormalization normalizes by the batch and updates its running statistics as PyTorch does; Dropout does nothing.
+///
+/// # Errors
+/// A plan out of range, data that does not fit the model, an operator that training lacks (named with its node), a loss
+/// or weight that stops being finite, cancellation, or a failure of the threads or the backend.
+pub fn train(
+    model: &Model,
+    data: &Dataset,
+    plan: &Plan,
+    progress: &(dyn Fn(Progress) + Sync),
+    cancel: &AtomicBool,
+) -> Result<Outcome, TrainingError> {
+    plan.validate()?;
+    data.check_shape(model)?;
+    pool::run(plan.threads, || trainer::train(model, data, plan, progress, cancel))
+}
+
+/// Asks the model about each sample and compares with the labels; on one low-priority thread.
+///
+/// # Errors
+/// As [`train`], and where an output is not finite.
+pub fn evaluate(model: &Model, data: &Dataset) -> Result<Evaluation, TrainingError> {
+    data.check_shape(model)?;
+    pool::run(1, || trainer::evaluate(model, data))
+}
+
+/// Loss over all the data as one batch, and its gradient with respect to each trainable parameter by name, row-major.
+/// BatchNormalization normalizes by the batch. A parameter that the output does not depend on has a gradient of zeros.
+///
+/// # Errors
+/// As [`train`].
+pub fn gradients(
+    model: &Model,
+    data: &Dataset,
+    loss: Loss,
+) -> Result<(f32, BTreeMap<String, Vec<f32>>), TrainingError> {
+    data.check_shape(model)?;
+    pool::run(1, || trainer::gradients(model, data, loss))
+}

@@ -1,0 +1,9 @@
+//! Tests of training as a whole, on real digits and on small graphs built by hand.
+//! Tests of one file's functions are at the end of that file.
+
+mod build;
+mod digits;
+mod operators;
+mod parity;
+mod refusals;
+mod runs;
