@@ -77,11 +77,7 @@ impl<'de> Deserialize<'de> for Digest {
 /// What was found, short enough for a message whatever its length.
 fn describe(text: &str) -> String {
     let shown: String = text.chars().take(80).collect();
-    if shown.len() < text.len() {
-        format!("{shown:?}... ({} bytes)", text.len())
-    } else {
-        format!("{shown:?}")
-    }
+    if shown.len() < text.len() { format!("{shown:?}... ({} bytes)", text.len()) } else { format!("{shown:?}") }
 }
 
 #[cfg(test)]

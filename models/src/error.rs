@@ -109,11 +109,7 @@ impl ModelError {
     }
 
     pub(crate) fn node(node: &tract_onnx::pb::NodeProto, problem: impl Into<String>) -> ModelError {
-        ModelError::Node {
-            node: shorten(node_name(node)),
-            operator: shorten(&node.op_type),
-            problem: problem.into(),
-        }
+        ModelError::Node { node: shorten(node_name(node)), operator: shorten(&node.op_type), problem: problem.into() }
     }
 
     pub(crate) fn input(what: impl Into<String>, problem: impl Into<String>) -> ModelError {

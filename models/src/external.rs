@@ -74,12 +74,16 @@ impl External {
         let number = |key: &str| {
             let parse = |text: &String| {
                 text.parse::<u64>().map_err(|_| {
-                    refused(format!("gives the external {key} {:?}, which is no number of bytes", crate::error::shorten(text)))
+                    refused(format!(
+                        "gives the external {key} {:?}, which is no number of bytes",
+                        crate::error::shorten(text)
+                    ))
                 })
             };
             entry(key).map(parse).transpose()
         };
-        let location = entry("location").ok_or_else(|| refused("says that its values are external, but not where".to_owned()))?;
+        let location =
+            entry("location").ok_or_else(|| refused("says that its values are external, but not where".to_owned()))?;
         let is_inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
         if location.is_empty() || !Path::new(location).components().all(is_inside) {
             return Err(refused(format!(
@@ -103,14 +107,17 @@ impl External {
         }
         if expected > allowance {
             return Err(ModelError::TooLarge {
-                what: format!("the size in bytes of the model with tensor {:?} folded in", crate::error::shorten(&header.name)),
+                what: format!(
+                    "the size in bytes of the model with tensor {:?} folded in",
+                    crate::error::shorten(&header.name)
+                ),
                 size: (MAX_FILE_BYTES - allowance).saturating_add(expected),
                 limit: MAX_FILE_BYTES,
             });
         }
         let path = self.resolve(header, directory)?;
-        let mut file = File::open(&path).map_err(io(&path, "open"))?;
-        let metadata = file.metadata().map_err(io(&path, "read"))?;
+        // Looked at before it is opened: opening a named pipe would wait for its writer.
+        let metadata = std::fs::metadata(&path).map_err(io(&path, "read"))?;
         let end = self.offset.checked_add(expected);
         if !metadata.is_file() || end.is_none_or(|end| end > metadata.len()) {
             return Err(refused(format!(
@@ -120,6 +127,7 @@ impl External {
                 metadata.len()
             )));
         }
+        let mut file = File::open(&path).map_err(io(&path, "open"))?;
         let mut values = Vec::new();
         file.seek(SeekFrom::Start(self.offset)).map_err(io(&path, "read"))?;
         file.take(expected).read_to_end(&mut values).map_err(io(&path, "read"))?;
@@ -137,7 +145,10 @@ impl External {
         if !path.starts_with(&root) {
             return Err(ModelError::tensor(
                 &header.name,
-                format!("keeps its values at {:?}, which leads outside the model's directory", crate::error::shorten(&self.location)),
+                format!(
+                    "keeps its values at {:?}, which leads outside the model's directory",
+                    crate::error::shorten(&self.location)
+                ),
             ));
         }
         Ok(path)
@@ -191,4 +202,103 @@ fn rewrite_model(bytes: &[u8], folded: &[(Range<usize>, Vec<u8>)]) -> Result<Vec
         wire::put_bytes(&mut out, MODEL_GRAPH, &graph);
     }
     Ok(out)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::Model;
+    use crate::float::FloatRunner;
+    use crate::pb::StringStringEntryProto;
+    use crate::testing;
+
+    fn zoo() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("zoo")
+    }
+
+    #[test]
+    fn a_folded_file_has_the_weights_and_answers_of_the_single_one() {
+        let single = Model::from_path(&zoo().join("digits_cnn.onnx")).unwrap();
+        let folded = Model::from_path(&zoo().join("digits_cnn_external.onnx")).unwrap();
+        assert_eq!(folded.weights(), single.weights());
+        assert_eq!(folded.layout().digest(), single.layout().digest());
+        let input = ndarray::ArrayD::from_shape_fn(vec![3, 1, 8, 8], |index| {
+            (index[0] * 7 + index[2] * index[3]) as f32 / 64.0
+        });
+        let [one, other] = [single, folded].map(|model| FloatRunner::new(&model).unwrap().run(input.view()).unwrap());
+        assert_eq!(one, other);
+    }
+
+    #[test]
+    fn bytes_without_their_data_file_are_refused_with_advice() {
+        let bytes = std::fs::read(zoo().join("digits_cnn_external.onnx")).unwrap();
+        let error = Model::from_bytes(bytes).unwrap_err().to_string();
+        assert!(error.contains("conv1.weight") && error.contains("another file"), "{error}");
+    }
+
+    /// The linear model with `w` outside, in a directory with 40 bytes of data.
+    fn outside(entries: &[(&str, &str)]) -> (tempfile::TempDir, Result<Model, ModelError>) {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("model");
+        std::fs::create_dir(&inside).unwrap();
+        let values: Vec<u8> = (0..10).flat_map(|value| (value as f32).to_le_bytes()).collect();
+        std::fs::write(inside.join("data"), &values).unwrap();
+        std::fs::write(directory.path().join("secret"), &values).unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("../secret", inside.join("link")).unwrap();
+        let mut graph = testing::linear();
+        graph.initializer[0].raw_data.clear();
+        graph.initializer[0].data_location = Some(1);
+        let entry =
+            |&(key, value): &(&str, &str)| StringStringEntryProto { key: key.to_owned(), value: value.to_owned() };
+        graph.initializer[0].external_data = entries.iter().map(entry).collect();
+        std::fs::write(inside.join("model.onnx"), testing::bytes(graph)).unwrap();
+        let model = Model::from_path(&inside.join("model.onnx"));
+        (directory, model)
+    }
+
+    #[test]
+    fn an_offset_is_honoured_and_the_rest_of_the_tensor_kept() {
+        let (_directory, model) = outside(&[("location", "data"), ("offset", "8"), ("length", "24")]);
+        let model = model.unwrap();
+        assert_eq!(model.weights().tensor("w").unwrap(), [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        assert_eq!(model.graph().initializer[0].dims, [2, 3]);
+        outside(&[("location", "./data")]).1.unwrap();
+    }
+
+    #[test]
+    fn locations_outside_the_directory_are_refused() {
+        for location in ["../secret", "/etc/passwd", "link", "x/../../secret", "", "."] {
+            let (_directory, model) = outside(&[("location", location)]);
+            let error = model.unwrap_err().to_string();
+            assert!(error.contains("\"w\"") || error.contains("model"), "{location}: {error}");
+            assert!(!error.contains("root:"), "{error}");
+        }
+        assert!(outside(&[("offset", "0")]).1.unwrap_err().to_string().contains("but not where"));
+    }
+
+    #[test]
+    fn ranges_outside_the_file_and_wrong_lengths_are_refused() {
+        for (entries, word) in [
+            ([("offset", "20"), ("length", "24")], "which has 40"),
+            ([("offset", "18446744073709551615"), ("length", "24")], "which has 40"),
+            ([("offset", "0"), ("length", "16")], "takes 24 bytes"),
+            ([("offset", "-4"), ("length", "24")], "no number"),
+            ([("offset", "0"), ("length", "many")], "no number"),
+        ] {
+            let error = outside(&[&[("location", "data")][..], &entries].concat()).1.unwrap_err().to_string();
+            assert!(error.contains(word), "{entries:?}: {error}");
+        }
+        let error = outside(&[("location", "missing")]).1.unwrap_err().to_string();
+        assert!(error.contains("missing") && error.contains("external data"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_model_and_a_directory_are_refused_by_name() {
+        for path in [zoo().join("no_such.onnx"), zoo()] {
+            let error = Model::from_path(&path).unwrap_err().to_string();
+            assert!(error.contains(&path.display().to_string()), "{error}");
+        }
+    }
 }

@@ -9,12 +9,15 @@ use ndarray::{ArrayD, ArrayViewD, Axis, Slice};
 use prost::Message;
 use tract_onnx::data_resolver::ModelDataResolver;
 use tract_onnx::prelude::{
-    Framework, InferenceModelExt, Datum, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec,
+    Datum, Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec,
 };
 use tract_onnx::tract_hir::infer::InferenceFact;
-use tract_onnx::tract_hir::internal::{IntoRunnable, IntoTensor, TDim};
+use tract_onnx::tract_hir::internal::{DimLike, IntoRunnable, IntoTensor, SymbolValues, TDim, TypedModel, bail};
 
 use crate::{ElementType, Model, ModelError, TensorSignature, pb};
+
+/// Most elements that any value of the model may have for one sample: 1 GiB of float32.
+const MAX_VALUE_LEN: usize = 1 << 28;
 
 /// A model, loaded and optimised. Send and Sync; cheap to clone.
 #[derive(Clone)]
@@ -57,7 +60,10 @@ impl FloatRunner {
         if input.ndim() == 0 || input.shape()[1..] != sample_shape || input.shape()[0] == 0 {
             return Err(ModelError::input(
                 format!("input {:?}", crate::error::shorten(&self.input.name)),
-                format!("has the shape {:?}, but the model takes [n, ...] of {sample_shape:?} with n >= 1", input.shape()),
+                format!(
+                    "has the shape {:?}, but the model takes [n, ...] of {sample_shape:?} with n >= 1",
+                    input.shape()
+                ),
             ));
         }
         let rows = input.shape()[0];
@@ -70,7 +76,10 @@ impl FloatRunner {
             let kept = batch.min(rows - start);
             for (index, output) in self.run_once(input.select(Axis(0), &indices))?.into_iter().enumerate() {
                 if output.shape().first() != Some(&batch) {
-                    return Err(runtime("run", "an output does not begin with the batch; export it with a dynamic batch"));
+                    return Err(runtime(
+                        "run",
+                        "an output does not begin with the batch; export it with a dynamic batch",
+                    ));
                 }
                 if parts.len() <= index {
                     parts.push(Vec::new());
@@ -109,7 +118,31 @@ fn load(proto: &pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<Type
     };
     let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
     let fact = InferenceFact::dt_shape(f32::datum_type(), dims);
-    model.with_input_fact(0, fact)?.into_optimized()?.into_runnable()
+    let model = model.with_input_fact(0, fact)?.into_typed()?;
+    check_sizes(&model)?;
+    model.into_optimized()?.into_runnable()
+}
+
+/// Refuses a model whose values would not fit into memory for a single sample.
+fn check_sizes(model: &TypedModel) -> TractResult<()> {
+    let of_one = |dim: &TDim| {
+        let symbols = dim.symbols().into_iter().fold(SymbolValues::default(), |values, symbol| values.with(&symbol, 1));
+        dim.eval(&symbols).to_usize().ok()
+    };
+    for node in model.nodes() {
+        for output in &node.outputs {
+            let len = output.fact.shape.iter().map(of_one).try_fold(1usize, |len, dim| len.checked_mul(dim?));
+            // A dimension that even a known batch leaves open is computed from data; operators that do so are refused.
+            if len.is_none_or(|len| len > MAX_VALUE_LEN) {
+                let shape = &output.fact.shape;
+                bail!(
+                    "node {:?} gives the shape {shape:?}, above the limit of {MAX_VALUE_LEN} elements a sample",
+                    node.name
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Files beside a model are folded in by `external` before; tract must not open any.
@@ -117,7 +150,7 @@ struct NoExternalData;
 
 impl ModelDataResolver for NoExternalData {
     fn read_bytes_from_path(&self, _: &mut Vec<u8>, path: &Path, _: usize, _: Option<usize>) -> TractResult<()> {
-        tract_onnx::tract_hir::internal::bail!("external data is not read here: {}", path.display())
+        bail!("external data is not read here: {}", path.display())
     }
 }
 
@@ -135,4 +168,96 @@ fn caught<T>(action: &'static str, work: impl FnOnce() -> TractResult<T>) -> Res
 fn runtime(action: &'static str, problem: impl ToString) -> ModelError {
     let problem: String = problem.to_string().chars().take(2000).collect();
     ModelError::Runtime { action, problem }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, floats, graph, integers, node};
+
+    #[test]
+    fn any_batch_gives_the_rows_of_single_runs() {
+        let runner = FloatRunner::new(&Model::from_bytes(testing::DIGITS).unwrap()).unwrap();
+        let input =
+            ArrayD::from_shape_fn(vec![5, 1, 8, 8], |index| ((index[0] + 2) * index[2] * index[3] % 17) as f32 / 16.0);
+        let all = runner.run(input.view()).unwrap();
+        assert_eq!(all.shape(), [5, 10]);
+        for row in 0..5 {
+            let one = runner.run(input.slice_axis(Axis(0), Slice::from(row..row + 1))).unwrap();
+            for (one, all) in one.iter().zip(all.index_axis(Axis(0), row)) {
+                assert!((one - all).abs() < 1e-5, "{one} {all}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_that_fixes_its_batch_runs_any_number_of_rows() {
+        let mut graph = testing::linear();
+        graph.input[0] = testing::value("x", &[2, 2]);
+        graph.node[0].output[0] = "h".to_owned();
+        graph.node.push(node("Reshape", &["h", "shape"], &["y"]));
+        graph.initializer.push(integers("shape", &[2, 3]));
+        let runner = FloatRunner::new(&Model::from_bytes(testing::bytes(graph)).unwrap()).unwrap();
+        let input = ndarray::arr2(&[[1.0f32, 0.0], [0.0, 1.0], [1.0, 1.0]]).into_dyn();
+        let expected = ndarray::arr2(&[[1.5f32, 1.5, 3.0], [4.5, 4.5, 6.0], [5.5, 6.5, 9.0]]).into_dyn();
+        assert_eq!(runner.run(input.view()).unwrap(), expected);
+    }
+
+    #[test]
+    fn another_shape_is_refused_with_both_shapes() {
+        let runner = FloatRunner::new(&Model::from_bytes(testing::bytes(testing::linear())).unwrap()).unwrap();
+        for shape in [&[1, 3][..], &[2], &[], &[0, 2], &[1, 2, 1]] {
+            let error = runner.run(ArrayD::zeros(shape).view()).unwrap_err().to_string();
+            assert!(error.contains("\"x\"") && error.contains("[2]"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_tract_cannot_load_is_an_error() {
+        let nodes = vec![node("MatMul", &["x", "w"], &["y"])];
+        let wrong = graph(&[-1, 2], &[-1, 3], nodes, vec![floats("w", &[5, 3], &[0.0; 15])]);
+        let error = FloatRunner::new(&Model::from_bytes(testing::bytes(wrong)).unwrap()).err().unwrap().to_string();
+        assert!(error.contains("tract cannot load"), "{error}");
+    }
+
+    #[test]
+    fn a_model_whose_values_outgrow_the_memory_is_refused_before_it_runs() {
+        let mut nodes = Vec::new();
+        for step in 0..6 {
+            let (from, to) = (format!("h{step}"), format!("h{}", step + 1));
+            nodes.push(testing::ints(node("ConvTranspose", &[&from, "w"], &[&to]), "strides", &[60, 60]));
+        }
+        for (step, node) in nodes.iter_mut().enumerate() {
+            node.name = format!("grow{step}");
+        }
+        nodes[0].input[0] = "x".to_owned();
+        nodes[5].output[0] = "y".to_owned();
+        let grown = graph(&[-1, 1, 8, 8], &[-1, 1, 8, 8], nodes, vec![floats("w", &[1, 1, 1, 1], &[1.0])]);
+        let error = FloatRunner::new(&Model::from_bytes(testing::bytes(grown)).unwrap()).err().unwrap().to_string();
+        assert!(error.contains("limit"), "{error}");
+    }
+
+    #[test]
+    fn damaged_files_that_pass_the_checks_do_not_take_the_process_down() {
+        // A fixed walk over the graph's bytes, which follow the file's header; most changes hit weights or names.
+        let mut loaded = 0;
+        for step in 0..400usize {
+            let mut bytes = testing::DIGITS.to_vec();
+            let place = step * 7919 % bytes.len();
+            bytes[place] ^= 1 << (step % 8);
+            let Ok(model) = Model::from_bytes(bytes) else { continue };
+            if let Ok(runner) = FloatRunner::new(&model) {
+                let shape = [vec![1], model.input().sample_shape()].concat();
+                loaded += usize::from(runner.run(ArrayD::zeros(shape).view()).is_ok());
+            }
+        }
+        assert!(loaded > 100, "{loaded}");
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let error = caught::<()>("run", || panic!("index {} out of range", 7)).unwrap_err().to_string();
+        assert!(error.contains("panicked") && error.contains("index 7"), "{error}");
+    }
 }

@@ -140,3 +140,51 @@ fn digest(parameters: &[ParameterSpec]) -> Digest {
     }
     Digest::of(&bytes)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, shape: &[usize], class: ParameterClass) -> ParameterSpec {
+        ParameterSpec { name: name.to_owned(), shape: shape.to_vec(), class }
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_documented_encoding() {
+        let layout = Layout::new(vec![spec("w", &[2, 3], ParameterClass::Trainable)]).unwrap();
+        let mut bytes = b"fedge layout 1\0".to_vec();
+        for number in [1u64, 1] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.push(b'w');
+        for number in [2u64, 2, 3] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.push(0);
+        assert_eq!(layout.digest(), Digest::of(&bytes));
+    }
+
+    #[test]
+    fn names_shapes_classes_and_order_all_change_the_digest() {
+        use ParameterClass::{Statistic, Trainable};
+        let digest = |specs: &[ParameterSpec]| Layout::new(specs.to_vec()).unwrap().digest();
+        let [a, b] = [spec("a", &[6], Trainable), spec("b", &[2], Trainable)];
+        let base = digest(&[a.clone(), b.clone()]);
+        assert_ne!(base, digest(&[b.clone(), a.clone()]));
+        assert_ne!(base, digest(&[a.clone(), spec("c", &[2], Trainable)]));
+        assert_ne!(base, digest(&[spec("a", &[2, 3], Trainable), b.clone()]));
+        assert_ne!(base, digest(&[a.clone(), spec("b", &[2], Statistic)]));
+        assert_ne!(base, digest(&[a]));
+    }
+
+    #[test]
+    fn sizes_that_overflow_and_names_given_twice_are_refused() {
+        let huge = spec("w", &[usize::MAX, 2], ParameterClass::Trainable);
+        assert!(Layout::new(vec![huge]).is_err());
+        let half = |name| spec(name, &[usize::MAX / 2 + 1], ParameterClass::Trainable);
+        assert!(Layout::new(vec![half("a"), half("b")]).is_err());
+        let one = || spec("w", &[1], ParameterClass::Trainable);
+        assert!(Layout::new(vec![one(), one()]).is_err());
+    }
+}

@@ -12,6 +12,7 @@ use crate::{Digest, Layout, ModelError, Weights, pb};
 mod graph;
 pub(crate) mod scan;
 mod signature;
+mod sizes;
 mod splice;
 pub(crate) mod tensor;
 
@@ -51,15 +52,16 @@ impl Model {
         scan::check(&bytes)?;
         let mut proto = pb::ModelProto::decode(&*bytes)
             .map_err(|error| ModelError::NotOnnx { bytes: bytes.len(), problem: error.to_string() })?;
-        let graph = proto.graph.take().ok_or_else(|| ModelError::NotOnnx {
-            bytes: bytes.len(),
-            problem: "it holds no graph".to_owned(),
-        })?;
+        let graph = proto
+            .graph
+            .take()
+            .ok_or_else(|| ModelError::NotOnnx { bytes: bytes.len(), problem: "it holds no graph".to_owned() })?;
         let opset = graph::default_opset(&proto)?;
         for initializer in &graph.initializer {
             tensor::check(initializer)?;
         }
         let (input, output) = graph::check(&graph, opset)?;
+        sizes::check(&graph)?;
         let layout = tensor::layout(&graph)?;
         tensor::check_finite(&graph, &layout)?;
         let digest = Digest::of(&bytes);

@@ -62,7 +62,10 @@ pub(crate) fn check(node: &pb::NodeProto, opset: i64) -> Result<(), ModelError> 
     if !matches!(node.domain.as_str(), "" | "ai.onnx") {
         return Err(ModelError::node(
             node,
-            format!("belongs to the domain {:?}; only ONNX's default operators are supported", crate::error::shorten(&node.domain)),
+            format!(
+                "belongs to the domain {:?}; only ONNX's default operators are supported",
+                crate::error::shorten(&node.domain)
+            ),
         ));
     }
     let Some(operator) = find(&node.op_type) else {

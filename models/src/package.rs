@@ -83,17 +83,22 @@ fn check(manifest: &Manifest, model: &Model) -> Result<(), ModelError> {
     if manifest.number == 0 {
         return refused("its version number is 0; versions count from 1".to_owned());
     }
-    for (what, stated, found) in
-        [("model.onnx", manifest.digest, model.digest()), ("the layout", manifest.layout, model.layout().digest())]
-    {
-        if stated != found {
-            return refused(format!(
-                "{what} has the digest {found}, but the manifest says {stated}; the files do not belong together or are damaged, so fetch them again"
-            ));
-        }
-    }
+    check_digest(manifest, "model.onnx", manifest.digest, model.digest())?;
+    check_digest(manifest, "the layout", manifest.layout, model.layout().digest())?;
     check_labels(manifest, model).or_else(refused)?;
     manifest.preprocessing.validate(&model.input().sample_shape())
+}
+
+fn check_digest(manifest: &Manifest, what: &str, stated: Digest, found: Digest) -> Result<(), ModelError> {
+    if stated == found {
+        return Ok(());
+    }
+    Err(ModelError::Package {
+        package: crate::error::shorten(&format!("{:?}", manifest.name)),
+        problem: format!(
+            "{what} has the digest {found}, but the manifest says {stated}; the files do not belong together or are damaged, so fetch them again"
+        ),
+    })
 }
 
 fn check_labels(manifest: &Manifest, model: &Model) -> Result<(), String> {
@@ -103,10 +108,17 @@ fn check_labels(manifest: &Manifest, model: &Model) -> Result<(), String> {
     }
     let width = match model.output().dims.as_slice() {
         [_, width] => *width,
-        dims => return Err(format!("it names classes, but the output's shape {dims:?} is not [batch, classes]; leave the labels empty")),
+        dims => {
+            return Err(format!(
+                "it names classes, but the output's shape {dims:?} is not [batch, classes]; leave the labels empty"
+            ));
+        }
     };
     if let Some(width) = width.filter(|&width| width != labels.len()) {
-        return Err(format!("it names {} classes, but the model's output has {width}; name each class once", labels.len()));
+        return Err(format!(
+            "it names {} classes, but the model's output has {width}; name each class once",
+            labels.len()
+        ));
     }
     let mut seen = std::collections::HashSet::new();
     match labels.iter().find(|label| label.is_empty() || label.len() > 256 || !seen.insert(label.as_str())) {

@@ -41,6 +41,10 @@ pub struct Options {
     pub reduce_range: bool,
 }
 
+/// Measured on the digits CNN in ONNX Runtime with 12 calibration sets (10 samples of 1 class, 50 of 3, 500 of all), by the
+/// mean distance of the logits from the float model's: least and greatest value without a margin 0.17, with 10 % 0.12,
+/// 25 % 0.09, 50 % 0.08, 100 % 0.10; the 99.9th percentile 0.28 without a margin. No class changed from 0 to 50 %. A
+/// margin of a quarter costs a third of a bit where the samples show everything, so it is the default.
 impl Default for Options {
     fn default() -> Options {
         Options { calibration: Calibration::MinMax, margin: 0.25, reduce_range: false }
@@ -165,12 +169,17 @@ fn affine((min, max): (f32, f32), limits: Option<&(f32, f32)>, margin: f32) -> A
 
 fn check_options(options: &Options) -> Result<(), QuantizeError> {
     if !(0.0..=1.0).contains(&options.margin) {
-        return Err(QuantizeError::Calibration(format!("the margin is {}; give a fraction from 0 to 1", options.margin)));
+        return Err(QuantizeError::Calibration(format!(
+            "the margin is {}; give a fraction from 0 to 1",
+            options.margin
+        )));
     }
     match options.calibration {
-        Calibration::Percentile(percentile) if !(percentile > 50.0 && percentile <= 100.0) => Err(
-            QuantizeError::Calibration(format!("the percentile is {percentile}; give one above 50 and up to 100, e.g. 99.9")),
-        ),
+        Calibration::Percentile(percentile) if !(percentile > 50.0 && percentile <= 100.0) => {
+            Err(QuantizeError::Calibration(format!(
+                "the percentile is {percentile}; give one above 50 and up to 100, e.g. 99.9"
+            )))
+        }
         _ => Ok(()),
     }
 }
@@ -191,5 +200,44 @@ fn check_samples(model: &Model, samples: ArrayViewD<'_, f32>) -> Result<(), Quan
             index / model.input().sample_len().max(1)
         ))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn an_operator_set_without_per_channel_scales_is_refused_with_advice() {
+        let model = Model::from_bytes(testing::model(testing::linear(), 12).encode_to_vec()).unwrap();
+        let samples = ndarray::ArrayD::ones(vec![1, 2]);
+        let error = quantize(&model, samples.view(), &Options::default()).unwrap_err().to_string();
+        assert!(error.contains("operator set is 12") && error.contains("opset 13"), "{error}");
+    }
+
+    #[test]
+    fn a_margin_widens_a_range_but_not_past_zero_or_a_clip() {
+        assert_eq!(affine((0.0, 8.0), None, 0.25).max, 10.0);
+        assert_eq!(affine((0.0, 8.0), None, 0.25).zero_point, 0);
+        assert_eq!(affine((1.0, 5.0), Some(&(0.0, 5.5)), 0.25).max, 5.5);
+        let both = affine((-4.0, 4.0), None, 0.25);
+        assert_eq!((both.min, both.max), (-6.0, 6.0));
+    }
+
+    #[test]
+    fn columns_of_a_matrix_that_is_not_transposed_get_their_own_scales() {
+        let model = Model::from_bytes(testing::bytes(testing::linear())).unwrap();
+        let samples = ndarray::arr2(&[[1.0f32, 2.0], [0.5, 1.0], [0.0, 0.0]]).into_dyn();
+        let quantized = quantize(&model, samples.view(), &Options::default()).unwrap();
+        let runner = |bytes: &[u8]| crate::float::FloatRunner::new(&Model::from_bytes(bytes).unwrap()).unwrap();
+        let [float, int8] =
+            [model.bytes(), quantized.bytes.as_slice()].map(|bytes| runner(bytes).run(samples.view()).unwrap());
+        let weight = quantized.tensors.iter().find(|tensor| tensor.role == Role::Weight).unwrap();
+        assert_eq!((weight.channels, weight.scale), (3, 6.0 / 127.0));
+        for (float, int8) in float.iter().zip(&int8) {
+            assert!((float - int8).abs() < 0.06, "{float} {int8}");
+        }
     }
 }

@@ -94,7 +94,12 @@ pub(crate) fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
 }
 
 /// A graph from `x` of `input` dims to `y` of `output` dims.
-pub(crate) fn graph(input: &[i64], output: &[i64], nodes: Vec<NodeProto>, initializers: Vec<TensorProto>) -> GraphProto {
+pub(crate) fn graph(
+    input: &[i64],
+    output: &[i64],
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+) -> GraphProto {
     GraphProto {
         name: "g".to_owned(),
         node: nodes,

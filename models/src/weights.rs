@@ -30,7 +30,9 @@ impl Weights {
             let (name, within) = tensor.map_or(("?", index), |(spec, range)| (&spec.name, index - range.start));
             return Err(ModelError::tensor(
                 name,
-                format!("element {within} is not finite; weights must be numbers, so lower the learning rate or drop this update"),
+                format!(
+                    "element {within} is not finite; weights must be numbers, so lower the learning rate or drop this update"
+                ),
             ));
         }
         Ok(Weights { layout, values })
@@ -59,5 +61,43 @@ impl Weights {
     /// The values of one exchanged parameter, row-major; `None` where the layout exchanges no such name.
     pub fn tensor(&self, name: &str) -> Option<&[f32]> {
         self.values.get(self.layout.range(name)?)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::{ParameterClass, ParameterSpec};
+
+    fn layout() -> Arc<Layout> {
+        let spec = |name: &str, len, class| ParameterSpec { name: name.to_owned(), shape: vec![len], class };
+        let specs = vec![
+            spec("a", 2, ParameterClass::Trainable),
+            spec("fixed", 9, ParameterClass::Constant),
+            spec("b", 1, ParameterClass::Statistic),
+        ];
+        Arc::new(Layout::new(specs).unwrap())
+    }
+
+    #[test]
+    fn tensors_are_found_by_name_and_constants_are_not_among_them() {
+        let weights = Weights::new(layout(), vec![1.0, 2.0, 3.0]).unwrap();
+        assert_eq!(weights.tensor("b"), Some(&[3.0][..]));
+        assert_eq!(weights.tensor("fixed"), None);
+    }
+
+    #[test]
+    fn a_wrong_number_of_values_is_refused_with_both_numbers() {
+        let error = Weights::new(layout(), vec![1.0]).unwrap_err().to_string();
+        assert!(error.contains("hold 1 values") && error.contains("exchanges 3"), "{error}");
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_refused_with_its_place() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let error = Weights::new(layout(), vec![1.0, bad, 3.0]).unwrap_err().to_string();
+            assert!(error.contains("\"a\"") && error.contains("element 1"), "{error}");
+        }
     }
 }

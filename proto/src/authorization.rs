@@ -41,8 +41,15 @@ const TABLE: &[(&str, Callers, &[&str])] = &[
         "fedge.operators.v1.Operators",
         Roles(&[Operator]),
         &[
-            "PublishModel", "ListModels", "DownloadModel", "CreateTask", "ListTasks", "ShowTask", "WatchTask",
-            "CancelTask", "ListNodes",
+            "PublishModel",
+            "ListModels",
+            "DownloadModel",
+            "CreateTask",
+            "ListTasks",
+            "ShowTask",
+            "WatchTask",
+            "CancelTask",
+            "ListNodes",
         ],
     ),
     (
@@ -120,13 +127,17 @@ impl AuthorizationLayer {
 
     fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Status> {
         let Some(peer) = request.extensions().get::<Peer>().cloned() else {
-            return Err(Status::internal("the listener does not say who is calling: serve connections of tls::incoming"));
+            return Err(Status::internal(
+                "the listener does not say who is calling: serve connections of tls::incoming",
+            ));
         };
         if let (Some(id), Some(revoked)) = (&peer.identity, &self.revoked)
             && revoked(id, &peer.fingerprint)
         {
             warn!(%id, address = %peer.address, "revoked certificate refused");
-            return Err(Status::unauthenticated(format!("the certificate of {id} was revoked: join again with a new token")));
+            return Err(Status::unauthenticated(format!(
+                "the certificate of {id} was revoked: join again with a new token"
+            )));
         }
         let role = peer.identity.as_ref().map(SpiffeId::role);
         check(request.uri().path(), role, self.anonymous).inspect_err(|status| {

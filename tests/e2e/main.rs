@@ -1,2 +1,11 @@
-//! End to end: real processes, real TLS, real data.
-//! Contracts that need no process are in `contract`.
+//! End to end: real processes, real TLS, real data; the program is driven by the commands that people type.
+//! Contracts that need no process are in `contract`; single rooms are tested in their crates.
+
+// A test that can't go on fails.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod bad_input;
+mod clients;
+mod harness;
+mod identities;
+mod rounds;

@@ -290,3 +290,7 @@ fn content(path: &Path, why: &str) -> AuthorityError {
 fn failed(error: rcgen::Error) -> AuthorityError {
     AuthorityError::Issue(error.to_string())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;

@@ -197,7 +197,7 @@ fn assignment_of(
                 })
             })
         }
-        Phase::Waiting | Phase::Aggregating { .. } | Phase::Ended { .. } => None,
+        Phase::Waiting { .. } | Phase::Aggregating { .. } | Phase::Ended { .. } => None,
     }
 }
 

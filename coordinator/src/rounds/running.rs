@@ -91,7 +91,7 @@ impl Running {
                 let check = checks.iter().find(|(_, (id, _))| *id == assignment).map(|(node, _)| node.as_str());
                 return check.or_else(|| find_owner(trained, assignment));
             }
-            Phase::Waiting | Phase::Ended { .. } => return None,
+            Phase::Waiting { .. } | Phase::Ended { .. } => return None,
         };
         find_owner(work, assignment)
     }

@@ -83,7 +83,7 @@ pub const STATE_SCHEMA: u32 = 1;
 impl TaskState {
     /// A task before its first round.
     pub fn new(task_id: String, base: VersionRef) -> TaskState {
-        TaskState { schema: STATE_SCHEMA, task_id, base, round: 0, phase: Phase::Waiting }
+        TaskState { schema: STATE_SCHEMA, task_id, base, round: 0, phase: Phase::Waiting { not_before_ms: 0 } }
     }
 }
 
@@ -92,7 +92,10 @@ impl TaskState {
 #[serde(tag = "phase", rename_all = "snake_case")]
 pub enum Phase {
     /// For enough available nodes.
-    Waiting,
+    Waiting {
+        /// After a failed round, the next one does not start before this.
+        not_before_ms: u64,
+    },
     /// The cohort trains and uploads.
     Training {
         /// When the cohort was selected.

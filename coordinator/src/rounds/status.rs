@@ -13,7 +13,7 @@ const NAMES: usize = 5;
 pub fn describe(spec: &TaskSpec, state: &TaskState, now_ms: u64) -> String {
     let round = format!("round {} of {}", state.round, spec.rounds.count);
     match &state.phase {
-        Phase::Waiting => format!(
+        Phase::Waiting { .. } => format!(
             "round {} of {} waits for {} available nodes with training samples for {:?}",
             state.round + 1,
             spec.rounds.count,

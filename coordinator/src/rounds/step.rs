@@ -13,6 +13,9 @@ use super::state::{
 };
 use super::task::TaskSpec;
 
+/// Pause after a failed round, so that what fails at once does not use up all rounds in a moment.
+const PAUSE_AFTER_FAILURE_MS: u64 = 5_000;
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -77,7 +80,7 @@ pub fn admit(state: &TaskState, assignment: AssignmentId, sha256: Option<[u8; 32
     let work = match &state.phase {
         Phase::Training { work, .. } | Phase::Aggregating { work, .. } => work,
         Phase::Evaluating { trained, .. } => trained,
-        Phase::Waiting | Phase::Ended { .. } => return Admission::Closed,
+        Phase::Waiting { .. } | Phase::Ended { .. } => return Admission::Closed,
     };
     let open = matches!(state.phase, Phase::Training { .. });
     match work.values().find(|w| w.assignment == assignment).map(|w| &w.status) {
@@ -113,13 +116,14 @@ fn advance(spec: &TaskSpec, state: &mut TaskState, view: View, effects: &mut Vec
     if matches!(state.phase, Phase::Training { .. }) {
         close_training(spec, state, view, effects);
     }
-    if matches!(state.phase, Phase::Waiting) {
+    if matches!(state.phase, Phase::Waiting { .. }) {
         begin_round(spec, state, view);
     }
 }
 
 fn begin_round(spec: &TaskSpec, state: &mut TaskState, view: View) {
-    if view.available.len() < spec.rounds.min_nodes {
+    let Phase::Waiting { not_before_ms } = state.phase else { return };
+    if view.available.len() < spec.rounds.min_nodes || view.now_ms < not_before_ms {
         return;
     }
     let round = state.round + 1;
@@ -195,7 +199,7 @@ fn close_evaluation(spec: &TaskSpec, state: &mut TaskState, view: View, effects:
         work: std::mem::take(trained),
         checks: std::mem::take(checks),
     }));
-    finish_round(spec, state, effects);
+    finish_round(spec, state, 0, effects);
 }
 
 fn fail_round(spec: &TaskSpec, state: &mut TaskState, reason: &str, view: View, effects: &mut Vec<Effect>) {
@@ -209,15 +213,15 @@ fn fail_round(spec: &TaskSpec, state: &mut TaskState, reason: &str, view: View, 
         work: std::mem::take(work),
         checks: BTreeMap::new(),
     }));
-    finish_round(spec, state, effects);
+    finish_round(spec, state, view.now_ms.saturating_add(PAUSE_AFTER_FAILURE_MS), effects);
 }
 
-fn finish_round(spec: &TaskSpec, state: &mut TaskState, effects: &mut Vec<Effect>) {
+fn finish_round(spec: &TaskSpec, state: &mut TaskState, not_before_ms: u64, effects: &mut Vec<Effect>) {
     if state.round >= spec.rounds.count {
         state.phase = Phase::Ended { outcome: TaskOutcome::Finished };
         effects.push(Effect::Ended(TaskOutcome::Finished));
     } else {
-        state.phase = Phase::Waiting;
+        state.phase = Phase::Waiting { not_before_ms };
     }
 }
 
@@ -249,7 +253,7 @@ fn mark_lost(state: &mut TaskState, available: &BTreeSet<String>) {
                 }
             }
         }
-        Phase::Waiting | Phase::Aggregating { .. } | Phase::Ended { .. } => {}
+        Phase::Waiting { .. } | Phase::Aggregating { .. } | Phase::Ended { .. } => {}
     }
 }
 

@@ -80,7 +80,7 @@ impl Run {
 fn a_round_waits_for_the_minimum_then_trains_aggregates_evaluates_and_the_task_finishes() {
     let mut run = Run::new(spec(1, 2), &["a"]);
     run.event(Event::Tick);
-    assert_eq!(run.state.phase, Phase::Waiting);
+    assert!(matches!(run.state.phase, Phase::Waiting { .. }));
     run.available = names(&["a", "b"]);
     run.event(Event::Tick);
     run.train("a", 3);
@@ -135,6 +135,9 @@ fn below_its_minimum_a_round_fails_at_the_deadline_and_the_next_starts() {
     run.now_ms = 10_000;
     run.event(Event::Tick);
     assert!(matches!(run.records()[0].outcome, RoundOutcome::Failed(_)));
+    assert!(matches!(run.state.phase, Phase::Waiting { .. }), "a pause comes first");
+    run.now_ms += PAUSE_AFTER_FAILURE_MS;
+    run.event(Event::Tick);
     assert!(matches!(run.state.phase, Phase::Training { .. }));
     assert_eq!((run.state.round, run.state.base.number), (2, 1));
 }

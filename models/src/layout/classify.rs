@@ -70,3 +70,62 @@ fn use_of(operator: &str, slot: usize) -> Use {
         _ => Use::Learned,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use crate::testing::{bytes, floats, graph, node};
+    use crate::{Model, ParameterClass::*};
+
+    #[test]
+    fn each_use_gives_its_class() {
+        let nodes = vec![
+            node("Conv", &["x", "kernel"], &["a"]),
+            node("BatchNormalization", &["a", "gamma", "beta", "mean", "variance"], &["b"]),
+            node("Clip", &["b", "low", "high"], &["c"]),
+            node("Pow", &["c", "exponent"], &["d"]),
+            node("Mul", &["d", "literal"], &["e"]),
+            node("Mul", &["e", "learned"], &["f"]),
+            node("Add", &["f", "shared"], &["g"]),
+            node("Clip", &["g", "shared"], &["y"]),
+        ];
+        let one = |name| floats(name, &[1], &[1.0]);
+        let scalar = |name| floats(name, &[], &[1.0]);
+        let initializers = vec![
+            floats("kernel", &[1, 1, 1, 1], &[1.0]),
+            one("gamma"),
+            one("beta"),
+            one("mean"),
+            one("variance"),
+            scalar("low"),
+            one("high"),
+            one("exponent"),
+            scalar("literal"),
+            one("learned"),
+            one("shared"),
+            one("unused"),
+        ];
+        let model = Model::from_bytes(bytes(graph(&[-1, 1, 1, 1], &[-1, 1, 1, 1], nodes, initializers))).unwrap();
+        let classes: Vec<_> = model.layout().parameters().iter().map(|spec| (spec.name.as_str(), spec.class)).collect();
+        assert_eq!(
+            classes,
+            [
+                ("kernel", Trainable),
+                ("gamma", Trainable),
+                ("beta", Trainable),
+                ("mean", Statistic),
+                ("variance", Statistic),
+                ("low", Constant),
+                ("high", Constant),
+                ("exponent", Constant),
+                ("literal", Constant),
+                ("learned", Trainable),
+                ("shared", Trainable),
+                ("unused", Constant),
+            ]
+        );
+        let exchanged: Vec<_> = model.layout().exchanged().map(|(spec, range)| (spec.name.as_str(), range)).collect();
+        assert_eq!(exchanged.last().unwrap(), &("shared", 6..7));
+        assert_eq!(model.weights().values(), [1.0; 7]);
+    }
+}

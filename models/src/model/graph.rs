@@ -61,7 +61,10 @@ pub(crate) fn check(graph: &pb::GraphProto, opset: i64) -> Result<(TensorSignatu
         for name in node.output.iter().filter(|name| !name.is_empty()) {
             check_name(name).map_err(|problem| ModelError::node(node, problem))?;
             if !defined.insert(name) {
-                return Err(ModelError::node(node, format!("defines {:?} a second time; each value is defined once", shorten(name))));
+                return Err(ModelError::node(
+                    node,
+                    format!("defines {:?} a second time; each value is defined once", shorten(name)),
+                ));
             }
         }
     }
@@ -74,7 +77,10 @@ fn define_sources(graph: &pb::GraphProto) -> Result<(TensorSignature, HashSet<&s
     for tensor in &graph.initializer {
         check_name(&tensor.name).map_err(ModelError::graph)?;
         if tensor.name.is_empty() || !defined.insert(tensor.name.as_str()) {
-            return Err(ModelError::tensor(&tensor.name, "is defined twice or has no name; give each initializer its own name"));
+            return Err(ModelError::tensor(
+                &tensor.name,
+                "is defined twice or has no name; give each initializer its own name",
+            ));
         }
     }
     // Before IR 4 every initializer was listed as an input too.
@@ -84,7 +90,10 @@ fn define_sources(graph: &pb::GraphProto) -> Result<(TensorSignature, HashSet<&s
         check_name(&value.name).map_err(ModelError::graph)?;
         if !initializers.contains(value.name.as_str()) {
             if value.name.is_empty() || !defined.insert(value.name.as_str()) {
-                return Err(ModelError::graph(format!("lists the input {:?} twice or without a name", shorten(&value.name))));
+                return Err(ModelError::graph(format!(
+                    "lists the input {:?} twice or without a name",
+                    shorten(&value.name)
+                )));
             }
             free.push(value);
         }
@@ -103,13 +112,20 @@ fn define_sources(graph: &pb::GraphProto) -> Result<(TensorSignature, HashSet<&s
 fn output(graph: &pb::GraphProto, defined: &HashSet<&str>) -> Result<TensorSignature, ModelError> {
     let [value] = graph.output.as_slice() else {
         let found = graph.output.iter().collect::<Vec<_>>();
-        return Err(ModelError::graph(format!("has {} outputs ({}); export it with one output", found.len(), names(&found))));
+        return Err(ModelError::graph(format!(
+            "has {} outputs ({}); export it with one output",
+            found.len(),
+            names(&found)
+        )));
     };
     if !defined.contains(value.name.as_str()) {
         return Err(ModelError::graph(format!("never defines its output {:?}; export it again", shorten(&value.name))));
     }
     if graph.initializer.iter().any(|tensor| tensor.name == value.name) {
-        return Err(ModelError::graph(format!("gives the initializer {:?} as its output, so it computes nothing", shorten(&value.name))));
+        return Err(ModelError::graph(format!(
+            "gives the initializer {:?} as its output, so it computes nothing",
+            shorten(&value.name)
+        )));
     }
     signature::read(value, "output")
 }
@@ -121,7 +137,10 @@ fn check_attributes(node: &pb::NodeProto) -> Result<(), ModelError> {
             return Err(ModelError::node(node, format!("gives the attribute {:?} twice", shorten(&attribute.name))));
         }
         if !attribute.ref_attr_name.is_empty() {
-            return Err(ModelError::node(node, "refers to an attribute of a function, but functions are not supported; inline them"));
+            return Err(ModelError::node(
+                node,
+                "refers to an attribute of a function, but functions are not supported; inline them",
+            ));
         }
         for tensor in attribute.t.iter().chain(&attribute.tensors) {
             super::tensor::check(tensor).map_err(|error| ModelError::node(node, error.to_string()))?;
@@ -156,7 +175,10 @@ mod tests {
     #[test]
     fn a_sound_graph_gives_its_signatures() {
         let model = Model::from_bytes(bytes(linear())).unwrap();
-        assert_eq!((model.input().dims.as_slice(), model.output().dims.as_slice()), (&[None, Some(2)][..], &[None, Some(3)][..]));
+        assert_eq!(
+            (model.input().dims.as_slice(), model.output().dims.as_slice()),
+            (&[None, Some(2)][..], &[None, Some(3)][..])
+        );
         assert_eq!((model.input().sample_len(), model.input().fixed_batch()), (2, None));
     }
 
@@ -169,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_cycle_a_use_before_its_definition_and_a_missing_value_are_refused() {
-        let cycle = graph(&[-1, 2], &[-1, 2], vec![node("Add", &["x", "y"], &["h"]), node("Relu", &["h"], &["y"])], vec![]);
+        let cycle =
+            graph(&[-1, 2], &[-1, 2], vec![node("Add", &["x", "y"], &["h"]), node("Relu", &["h"], &["y"])], vec![]);
         assert!(refused(cycle).contains("cycle"));
         let mut missing = linear();
         missing.node[0].input[1] = "nowhere".to_owned();
@@ -209,7 +232,13 @@ mod tests {
 
     #[test]
     fn bad_input_dimensions_are_refused() {
-        for (dims, word) in [(&[-1, -1][..], "dynamic"), (&[], "scalar"), (&[-1, 0], "at least 1"), (&[-1, 1 << 40], "more than"), (&[1, 1 << 40, 1 << 40], "more than")] {
+        for (dims, word) in [
+            (&[-1, -1][..], "dynamic"),
+            (&[], "scalar"),
+            (&[-1, 0], "at least 1"),
+            (&[-1, 1 << 40], "more than"),
+            (&[1, 1 << 40, 1 << 40], "more than"),
+        ] {
             let mut graph = linear();
             graph.input[0] = value("x", dims);
             let error = refused(graph);
@@ -222,7 +251,9 @@ mod tests {
 
     #[test]
     fn unknown_foreign_and_hoarding_operators_are_refused_with_advice() {
-        for (operator, word) in [("FancyNorm", "catalogue"), ("Tile", "memory"), ("RandomNormal", "random"), ("Loop", "control flow")] {
+        for (operator, word) in
+            [("FancyNorm", "catalogue"), ("Tile", "memory"), ("RandomNormal", "random"), ("Loop", "control flow")]
+        {
             let mut graph = linear();
             graph.node[0].op_type = operator.to_owned();
             let error = refused(graph);

@@ -113,7 +113,9 @@ fn refusal(bytes: &[u8], kind: Kind, message: &Range<usize>, field: &Field) -> O
             format!("the model-local function {:?}", text(bytes, &field.payload, 1)),
             "inline it before publishing (onnx.inliner.inline_local_functions)",
         ),
-        (Kind::Model, 20) => ("training_info".to_owned(), "export the inference graph alone; fedge derives the gradients itself"),
+        (Kind::Model, 20) => {
+            ("training_info".to_owned(), "export the inference graph alone; fedge derives the gradients itself")
+        }
         (Kind::Graph, 15) => ("a sparse initializer".to_owned(), "store the tensor densely"),
         (Kind::Attribute, 22 | 23) => ("a sparse tensor attribute".to_owned(), "store the tensor densely"),
         (Kind::Node, 5) => {

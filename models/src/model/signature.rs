@@ -114,12 +114,14 @@ impl TensorSignature {
 /// the first.
 pub(crate) fn read(value: &pb::ValueInfoProto, role: &str) -> Result<TensorSignature, ModelError> {
     let refused = |problem: String| ModelError::graph(format!("{role} {:?} {problem}", shorten(&value.name)));
-    let Some(pb::type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else {
+    let Some(pb::type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|kind| kind.value.as_ref())
+    else {
         return Err(refused("is not a tensor; sequences, maps and optionals are not supported".to_owned()));
     };
     let element = ElementType::from_onnx(tensor.elem_type)
         .ok_or_else(|| refused(format!("has the unsupported element type {}; use float32", tensor.elem_type)))?;
-    let shape = tensor.shape.as_ref().ok_or_else(|| refused("has no shape; export the model with its shape".to_owned()))?;
+    let shape =
+        tensor.shape.as_ref().ok_or_else(|| refused("has no shape; export the model with its shape".to_owned()))?;
     let mut dims = Vec::with_capacity(shape.dim.len());
     for dim in &shape.dim {
         dims.push(match dim.value {

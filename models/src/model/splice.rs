@@ -22,7 +22,10 @@ pub(crate) fn splice(bytes: &[u8], weights: &Weights) -> Result<Vec<u8>, ModelEr
         let slots = slots(bytes, tensor).map_err(|error| not_onnx(bytes, &error))?;
         let Some(values) = weights.tensor(&slots.name) else { continue };
         if slots.ranges.iter().map(Range::len).sum::<usize>() != values.len() * 4 {
-            return Err(ModelError::tensor(&slots.name, "does not store its values as float32; export the model again"));
+            return Err(ModelError::tensor(
+                &slots.name,
+                "does not store its values as float32; export the model again",
+            ));
         }
         let mut values = values.iter();
         for range in slots.ranges {
@@ -175,7 +178,8 @@ mod tests {
     #[test]
     fn the_answers_are_those_of_the_new_weights() {
         let model = Model::from_bytes(testing::bytes(testing::linear())).unwrap();
-        let weights = Weights::new(model.layout().clone(), vec![1.0, 0.0, -1.0, 0.0, 2.0, 0.0, 10.0, 20.0, 30.0]).unwrap();
+        let weights =
+            Weights::new(model.layout().clone(), vec![1.0, 0.0, -1.0, 0.0, 2.0, 0.0, 10.0, 20.0, 30.0]).unwrap();
         let trained = model.with_weights(&weights).unwrap();
         let runner = crate::float::FloatRunner::new(&trained).unwrap();
         let input = ndarray::arr2(&[[1.0f32, 2.0], [3.0, -1.0]]).into_dyn();

@@ -1,7 +1,7 @@
 //! Initializers and tensor attributes: their shapes and bytes checked, their values read.
 //! Classes are decided in `layout/classify.rs`; writing values back is `splice`.
 
-use crate::layout::{classify, ParameterSpec};
+use crate::layout::{ParameterSpec, classify};
 use crate::pb::{TensorProto, tensor_proto::DataLocation, tensor_proto::DataType};
 use crate::{ElementType, Layout, ModelError, ParameterClass, Weights, pb};
 
@@ -12,7 +12,9 @@ const MAX_RANK: usize = 16;
 pub(crate) fn check(tensor: &TensorProto) -> Result<(), ModelError> {
     let refused = |problem: String| Err(ModelError::tensor(&tensor.name, problem));
     if is_external(tensor) {
-        return refused("keeps its values in another file; open the model from its path, so that they are folded in".to_owned());
+        return refused(
+            "keeps its values in another file; open the model from its path, so that they are folded in".to_owned(),
+        );
     }
     if tensor.segment.is_some() {
         return refused("is split into segments, which no runtime reads; export it whole".to_owned());
@@ -41,7 +43,10 @@ pub(crate) fn shape(tensor: &TensorProto) -> Result<Vec<usize>, ModelError> {
     let dims: Option<Vec<usize>> = tensor.dims.iter().map(|&dim| usize::try_from(dim).ok()).collect();
     match dims {
         Some(dims) if dims.len() <= MAX_RANK => Ok(dims),
-        _ => Err(ModelError::tensor(&tensor.name, format!("has the impossible shape {:.200}", format!("{:?}", tensor.dims)))),
+        _ => Err(ModelError::tensor(
+            &tensor.name,
+            format!("has the impossible shape {:.200}", format!("{:?}", tensor.dims)),
+        )),
     }
 }
 
@@ -99,7 +104,10 @@ pub(crate) fn check_finite(graph: &pb::GraphProto, layout: &Layout) -> Result<()
         if let Some(index) = values.iter().position(bad) {
             return Err(ModelError::tensor(
                 &tensor.name,
-                format!("element {index} is {}; a model that diverged cannot be used, so export a good one", values[index]),
+                format!(
+                    "element {index} is {}; a model that diverged cannot be used, so export a good one",
+                    values[index]
+                ),
             ));
         }
     }

@@ -32,3 +32,8 @@ pub(crate) fn text<'n>(node: &'n NodeProto, name: &str) -> &'n [u8] {
 pub(crate) fn tensor<'n>(node: &'n NodeProto, name: &str) -> Option<&'n TensorProto> {
     find(node, name)?.t.as_ref()
 }
+
+/// Empty where the attribute is missing.
+pub(crate) fn floats<'n>(node: &'n NodeProto, name: &str) -> &'n [f32] {
+    find(node, name).map_or(&[], |attribute| &attribute.floats)
+}

@@ -13,6 +13,8 @@ pub(super) struct Surroundings<'g> {
     opset: i64,
     output: &'g TensorSignature,
     constants: HashSet<&'g str>,
+    /// Values computed from shapes and integer constants alone; training folds them.
+    integers: HashSet<&'g str>,
     ranks: HashMap<&'g str, usize>,
     used: HashSet<&'g str>,
 }
@@ -24,6 +26,7 @@ impl<'g> Surroundings<'g> {
         Surroundings {
             opset,
             output,
+            integers: integers(graph),
             constants: initializers.chain(constants.map(String::as_str)).collect(),
             ranks: graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor.dims.len())).collect(),
             used: graph.node.iter().flat_map(|node| &node.input).map(String::as_str).collect(),
@@ -35,16 +38,53 @@ impl<'g> Surroundings<'g> {
         node.input.get(slot).is_none_or(|name| name.is_empty() || self.constants.contains(name.as_str()))
     }
 
+    fn is_integer(&self, node: &pb::NodeProto) -> bool {
+        node.input.first().is_some_and(|name| self.integers.contains(name.as_str()))
+    }
+
     /// Whether anything reads the node's output of this index.
     fn is_used(&self, node: &pb::NodeProto, index: usize) -> bool {
         node.output.get(index).is_some_and(|name| self.used.contains(name.as_str()) || *name == self.output.name)
     }
 }
 
+/// Shapes, integer constants, and what is computed from them alone.
+fn integers(graph: &pb::GraphProto) -> HashSet<&str> {
+    let is_integer = |data_type: i32| matches!(DataType::try_from(data_type), Ok(DataType::Int64 | DataType::Int32));
+    let initializers = graph.initializer.iter().filter(|tensor| is_integer(tensor.data_type));
+    let mut found: HashSet<&str> = initializers.map(|tensor| tensor.name.as_str()).collect();
+    for node in &graph.node {
+        let mut inputs = node.input.iter().filter(|name| !name.is_empty());
+        let counts = match node.op_type.as_str() {
+            "Shape" => true,
+            "Constant" => {
+                attributes::tensor(node, "value").is_some_and(|tensor| is_integer(tensor.data_type))
+                    || attributes::has(node, "value_int")
+                    || attributes::has(node, "value_ints")
+            }
+            "Cast" => is_integer(target(node)) && inputs.all(|name| found.contains(name.as_str())),
+            _ => !node.input.is_empty() && inputs.all(|name| found.contains(name.as_str())),
+        };
+        if counts {
+            found.extend(node.output.iter().map(String::as_str));
+        }
+    }
+    found
+}
+
+/// The element type that a Cast gives.
+fn target(node: &pb::NodeProto) -> i32 {
+    i32::try_from(attributes::int(node, "to", 0)).unwrap_or(0)
+}
+
 /// Why this node, whose operator is trainable, cannot be trained; `None` where it can.
 pub(super) fn stops_training(node: &pb::NodeProto, around: &Surroundings<'_>) -> Option<String> {
     match node.op_type.as_str() {
         "Conv" => conv(node, around),
+        "Gather" | "Slice" => {
+            (!around.is_integer(node)).then(|| "works on a tensor; training has it for shapes only".to_owned())
+        }
+        "Cast" => cast(node, around),
         "MaxPool" | "AveragePool" => pooling(node, around),
         "BatchNormalization" => batch_normalization(node, around),
         "Dropout" => dropout(node, around),
@@ -71,13 +111,17 @@ pub(super) fn model_stops_training(
     input: &TensorSignature,
     output: &TensorSignature,
 ) -> Vec<UnsupportedOperator> {
-    let about = |node: &str, reason: String| UnsupportedOperator { operator: String::new(), node: node.to_owned(), reason };
+    let about =
+        |node: &str, reason: String| UnsupportedOperator { operator: String::new(), node: node.to_owned(), reason };
     let mut found = Vec::new();
     for tensor in &graph.initializer {
         let kind = DataType::try_from(tensor.data_type).unwrap_or(DataType::Undefined);
         if matches!(kind, DataType::Float16 | DataType::Bfloat16 | DataType::Double) {
             let kind = kind.as_str_name();
-            found.push(about(&tensor.name, format!("is stored as {kind}; training holds float32 alone, so export the model in float32")));
+            found.push(about(
+                &tensor.name,
+                format!("is stored as {kind}; training holds float32 alone, so export the model in float32"),
+            ));
         }
     }
     for (role, signature) in [("input", input), ("output", output)] {
@@ -87,7 +131,10 @@ pub(super) fn model_stops_training(
         }
     }
     if !layout.parameters().iter().any(|spec| spec.class == ParameterClass::Trainable) {
-        found.push(about(&graph.name, "has no trainable float32 initializer; export the model with its weights as initializers".to_owned()));
+        found.push(about(
+            &graph.name,
+            "has no trainable float32 initializer; export the model with its weights as initializers".to_owned(),
+        ));
     }
     found
 }
@@ -95,9 +142,21 @@ pub(super) fn model_stops_training(
 fn conv(node: &pb::NodeProto, around: &Surroundings<'_>) -> Option<String> {
     let rank = node.input.get(1).and_then(|weight| around.ranks.get(weight.as_str()));
     match rank {
-        Some(3 | 4) | None => automatic_padding(node).or_else(|| negative_padding(node)),
-        Some(rank) => Some(format!("has weights of rank {rank}; only 1-D and 2-D convolutions (ranks 3 and 4) are trained")),
+        Some(3 | 4) | None => negative_padding(node),
+        Some(rank) => {
+            Some(format!("has weights of rank {rank}; only 1-D and 2-D convolutions (ranks 3 and 4) are trained"))
+        }
     }
+}
+
+fn cast(node: &pb::NodeProto, around: &Surroundings<'_>) -> Option<String> {
+    let to = DataType::try_from(target(node)).unwrap_or(DataType::Undefined);
+    let known = match to {
+        DataType::Float => true,
+        DataType::Int64 | DataType::Int32 => around.is_integer(node),
+        _ => false,
+    };
+    (!known).then(|| format!("casts to {}; training casts to float32, and shapes to int64 or int32", to.as_str_name()))
 }
 
 fn pooling(node: &pb::NodeProto, around: &Surroundings<'_>) -> Option<String> {
@@ -105,21 +164,29 @@ fn pooling(node: &pb::NodeProto, around: &Surroundings<'_>) -> Option<String> {
     if kernel.len() != 2 {
         return Some(format!("has a kernel of {} dimensions; only 2-D pooling is trained", kernel.len()));
     }
-    if let Some(reason) = automatic_padding(node).or_else(|| negative_padding(node)) {
+    if attributes::text(node, "auto_pad").starts_with(b"SAME") {
+        return Some(
+            "has auto_pad=SAME_*, which may pad one side more than the other; export it with explicit pads".to_owned(),
+        );
+    }
+    if let Some(reason) = negative_padding(node) {
         return Some(reason);
     }
     let pads = attributes::ints(node, "pads");
     let (begin, end) = pads.split_at(pads.len() / 2);
     if begin != end {
-        return Some(format!("has the asymmetric pads {pads:?}; use a Pad-free model or the same padding on both sides"));
+        return Some(format!("has the asymmetric pads {pads:?}; export it with the same padding on both sides"));
     }
-    if attributes::int(node, "ceil_mode", 0) != 0 {
-        return Some("has ceil_mode=1; export it with ceil_mode=0".to_owned());
+    let dilations = attributes::ints(node, "dilations");
+    let extent =
+        |axis: usize, size: i64| (size - 1).saturating_mul(dilations.get(axis).copied().unwrap_or(1)).saturating_add(1);
+    if begin.iter().zip(kernel).enumerate().any(|(axis, (&pad, &size))| pad >= extent(axis, size)) {
+        return Some(format!("has pads {pads:?} as wide as its window; a window in the padding alone has no result"));
     }
     if attributes::int(node, "storage_order", 0) != 0 {
         return Some("has storage_order=1; export it with storage_order=0".to_owned());
     }
-    if node.op_type == "AveragePool" && attributes::ints(node, "dilations").iter().any(|&dilation| dilation != 1) {
+    if node.op_type == "AveragePool" && dilations.iter().any(|&dilation| dilation != 1) {
         return Some("has dilations, which average pooling cannot train".to_owned());
     }
     around.is_used(node, 1).then(|| "gives its indices to another node, which cannot be trained".to_owned())
@@ -127,12 +194,17 @@ fn pooling(node: &pb::NodeProto, around: &Surroundings<'_>) -> Option<String> {
 
 fn batch_normalization(node: &pb::NodeProto, around: &Surroundings<'_>) -> Option<String> {
     if attributes::int(node, "training_mode", 0) != 0 {
-        return Some("has training_mode=1; export the model for inference (model.eval()), training switches by itself".to_owned());
+        return Some(
+            "has training_mode=1; export the model for inference (model.eval()), training switches by itself"
+                .to_owned(),
+        );
     }
     if attributes::int(node, "spatial", 1) != 1 {
         return Some("has spatial=0, which ONNX dropped; export it again".to_owned());
     }
-    (1..5).any(|index| around.is_used(node, index)).then(|| "gives its statistics to another node; export for inference".to_owned())
+    (1..5)
+        .any(|index| around.is_used(node, index))
+        .then(|| "gives its statistics to another node; export for inference".to_owned())
 }
 
 fn dropout(node: &pb::NodeProto, around: &Surroundings<'_>) -> Option<String> {
@@ -147,20 +219,11 @@ fn dropout(node: &pb::NodeProto, around: &Surroundings<'_>) -> Option<String> {
 fn softmax(node: &pb::NodeProto, around: &Surroundings<'_>) -> Option<String> {
     let axis = attributes::int(node, "axis", 1);
     let is_output = node.output.first().is_some_and(|name| *name == around.output.name);
-    let is_last = axis == -1 || (is_output && usize::try_from(axis + 1).is_ok_and(|rank| rank == around.output.dims.len()));
+    let is_last =
+        axis == -1 || (is_output && usize::try_from(axis + 1).is_ok_and(|rank| rank == around.output.dims.len()));
     (around.opset < 13 && !is_last).then(|| {
         format!("uses axis {axis} as operator sets before 13 define it; export with opset 13 or newer, or over axis -1")
     })
-}
-
-fn automatic_padding(node: &pb::NodeProto) -> Option<String> {
-    match attributes::text(node, "auto_pad") {
-        b"" | b"NOTSET" => None,
-        other => Some(format!(
-            "has auto_pad={}; export it with explicit pads",
-            shorten(&String::from_utf8_lossy(other))
-        )),
-    }
 }
 
 fn negative_padding(node: &pb::NodeProto) -> Option<String> {
@@ -168,7 +231,119 @@ fn negative_padding(node: &pb::NodeProto) -> Option<String> {
     pads.iter().any(|&pad| pad < 0).then(|| format!("has the negative pads {pads:?}; slice the input instead"))
 }
 
-fn computed(node: &pb::NodeProto, around: &Surroundings<'_>, slots: std::ops::Range<usize>, what: &str) -> Option<String> {
+fn computed(
+    node: &pb::NodeProto,
+    around: &Surroundings<'_>,
+    slots: std::ops::Range<usize>,
+    what: &str,
+) -> Option<String> {
     let mut slots = slots.filter(|&slot| !around.is_constant(node, slot));
-    slots.next().map(|slot| format!("computes its {what} (input {slot}) while it runs; make it an initializer or a Constant"))
+    slots
+        .next()
+        .map(|slot| format!("computes its {what} (input {slot}) while it runs; make it an initializer or a Constant"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use crate::testing::{bytes, floats, graph, int, integers, ints, model, node, text};
+    use crate::{Model, UnsupportedOperator, pb};
+    use prost::Message;
+
+    fn reasons(node: pb::NodeProto) -> Vec<UnsupportedOperator> {
+        let w = floats("w", &[1, 1, 3, 3], &[0.1; 9]);
+        let first = node_before();
+        let graph = graph(&[-1, 1, 8, 8], &[-1, 1, 8, 8], vec![first, node], vec![w, integers("i", &[0])]);
+        Model::from_bytes(model(graph, 20).encode_to_vec()).unwrap().untrainable()
+    }
+
+    fn node_before() -> pb::NodeProto {
+        ints(node("Conv", &["x", "w"], &["h"]), "pads", &[1, 1, 1, 1])
+    }
+
+    fn pool(operator: &str) -> pb::NodeProto {
+        ints(node(operator, &["h"], &["y"]), "kernel_shape", &[2, 2])
+    }
+
+    #[test]
+    fn plain_nodes_can_be_trained() {
+        for node in [
+            pool("MaxPool"),
+            ints(pool("AveragePool"), "pads", &[1, 0, 1, 0]),
+            node("Softmax", &["h"], &["y"]),
+            node("Gelu", &["h"], &["y"]),
+        ] {
+            assert_eq!(reasons(node), []);
+        }
+    }
+
+    #[test]
+    fn the_arithmetic_of_shapes_that_exporters_write_can_be_trained() {
+        let nodes = vec![
+            node("Shape", &["x"], &["s"]),
+            node("Gather", &["s", "zero"], &["n"]),
+            int(node("Cast", &["n"], &["m"]), "to", 7),
+            node("Unsqueeze", &["m", "axes"], &["u"]),
+            int(node("Concat", &["u", "rest"], &["target"]), "axis", 0),
+            node("Gemm", &["x", "w"], &["h"]),
+            node("Reshape", &["h", "target"], &["y"]),
+        ];
+        let mut zero = integers("zero", &[0]);
+        zero.dims.clear();
+        let initializers = vec![zero, integers("axes", &[0]), integers("rest", &[2]), floats("w", &[2, 2], &[1.0; 4])];
+        let model = Model::from_bytes(bytes(graph(&[-1, 2], &[-1, 2], nodes, initializers))).unwrap();
+        assert_eq!(model.untrainable(), []);
+    }
+
+    #[test]
+    fn an_operator_without_a_gradient_is_named_with_its_node() {
+        let found = reasons(node("Elu", &["h"], &["y"]));
+        assert_eq!((found[0].operator.as_str(), found[0].node.as_str()), ("Elu", "the_Elu"));
+        assert!(found[0].to_string().contains("no gradient"));
+    }
+
+    #[test]
+    fn attributes_that_training_lacks_are_named() {
+        for (node, word) in [
+            (ints(pool("MaxPool"), "pads", &[0, 0, 1, 1]), "asymmetric"),
+            (ints(pool("MaxPool"), "pads", &[2, 2, 2, 2]), "as wide as"),
+            (node("Gather", &["h", "i"], &["y"]), "shapes only"),
+            (int(node("Cast", &["h"], &["y"]), "to", 7), "INT64"),
+            (int(node("Cast", &["h"], &["y"]), "to", 11), "DOUBLE"),
+            (int(pool("MaxPool"), "storage_order", 1), "storage_order"),
+            (text(pool("AveragePool"), "auto_pad", "SAME_UPPER"), "SAME"),
+            (ints(pool("AveragePool"), "dilations", &[2, 2]), "dilations"),
+            (ints(node("MaxPool", &["h"], &["y"]), "kernel_shape", &[2, 2, 2]), "3 dimensions"),
+            (int(node("BatchNormalization", &["h", "w", "w", "w", "w"], &["y"]), "training_mode", 1), "training_mode"),
+            (node("Dropout", &["h", "", "w"], &["y"]), "training_mode"),
+            (node("Pow", &["h", "x"], &["y"]), "exponent"),
+            (node("Clip", &["h", "", "x"], &["y"]), "input 2"),
+        ] {
+            let found = reasons(node);
+            assert!(found.iter().any(|found| found.reason.contains(word)), "{word}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn old_softmax_over_an_inner_axis_is_refused() {
+        let softmax = |axis| {
+            let nodes = vec![node_before(), int(node("Softmax", &["h"], &["y"]), "axis", axis)];
+            let graph = graph(&[-1, 1, 8, 8], &[-1, 1, 8, 8], nodes, vec![floats("w", &[1, 1, 3, 3], &[0.1; 9])]);
+            Model::from_bytes(model(graph, 11).encode_to_vec()).unwrap().untrainable()
+        };
+        assert!(softmax(1)[0].reason.contains("opset 13"));
+        assert_eq!(softmax(3), []);
+        assert_eq!(softmax(-1), []);
+    }
+
+    #[test]
+    fn half_precision_weights_serve_but_do_not_train() {
+        let mut half = floats("w", &[1, 1, 3, 3], &[]);
+        half.data_type = pb::tensor_proto::DataType::Float16 as i32;
+        half.raw_data = vec![0; 18];
+        let graph = graph(&[-1, 1, 8, 8], &[-1, 1, 6, 6], vec![node("Conv", &["x", "w"], &["y"])], vec![half]);
+        let found = Model::from_bytes(bytes(graph)).unwrap().untrainable();
+        assert!(found.iter().any(|found| found.node == "w" && found.reason.contains("FLOAT16")), "{found:?}");
+        assert!(found.iter().any(|found| found.reason.contains("no trainable")), "{found:?}");
+    }
 }

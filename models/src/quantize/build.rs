@@ -3,7 +3,9 @@
 
 use std::collections::HashSet;
 
-use crate::pb::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType};
+use crate::pb::{
+    AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType,
+};
 
 /// Names that a graph already uses, so that new ones stay unique.
 pub(super) struct Names {

@@ -127,7 +127,10 @@ impl Emitter<'_> {
     }
 
     fn affine(&self, root: &str) -> Result<Affine, QuantizeError> {
-        self.scales.get(root).copied().ok_or_else(|| QuantizeError::Model(format!("the activation {root:?} has no range")))
+        self.scales
+            .get(root)
+            .copied()
+            .ok_or_else(|| QuantizeError::Model(format!("the activation {root:?} has no range")))
     }
 
     fn activation_parameters(&mut self, root: &str) -> Result<(String, String), QuantizeError> {
@@ -180,7 +183,12 @@ impl Emitter<'_> {
                 .map(|suffix| self.names.fresh(&format!("{name}_{suffix}")));
         let channels = [quantized.scales.len()];
         self.initializers.push(build::tensor(values.clone(), quantized.data_type, quantized.shape, quantized.raw));
-        self.initializers.push(build::tensor(scale.clone(), DataType::Float, &channels, build::float_bytes(quantized.scales)));
+        self.initializers.push(build::tensor(
+            scale.clone(),
+            DataType::Float,
+            &channels,
+            build::float_bytes(quantized.scales),
+        ));
         self.initializers.push(build::tensor(zero_point.clone(), quantized.data_type, &channels, quantized.zeros));
         let mut node = build::node("DequantizeLinear", node, vec![values, scale, zero_point], vec![result.clone()]);
         node.attribute.push(build::int_attribute("axis", i64::try_from(axis).unwrap_or(0)));
@@ -191,7 +199,15 @@ impl Emitter<'_> {
     fn report_constant(&mut self, name: &str, role: Role, reach: f32, scales: &[f32]) {
         let scale = scales.iter().copied().fold(0.0, f32::max);
         let channels = scales.len();
-        self.report.push(QuantizedTensor { name: name.to_owned(), role, min: -reach, max: reach, scale, zero_point: 0, channels });
+        self.report.push(QuantizedTensor {
+            name: name.to_owned(),
+            role,
+            min: -reach,
+            max: reach,
+            scale,
+            zero_point: 0,
+            channels,
+        });
     }
 }
 
@@ -213,8 +229,13 @@ fn drop_unused(graph: &mut GraphProto) {
         .chain(graph.output.iter().map(|value| &value.name))
         .map(String::as_str)
         .collect();
-    let dropped: BTreeSet<String> =
-        graph.initializer.iter().map(|tensor| &tensor.name).filter(|name| !used.contains(name.as_str())).cloned().collect();
+    let dropped: BTreeSet<String> = graph
+        .initializer
+        .iter()
+        .map(|tensor| &tensor.name)
+        .filter(|name| !used.contains(name.as_str()))
+        .cloned()
+        .collect();
     graph.initializer.retain(|tensor| !dropped.contains(&tensor.name));
     graph.input.retain(|value| !dropped.contains(&value.name));
 }

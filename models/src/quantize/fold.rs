@@ -32,10 +32,12 @@ pub(super) fn batch_normalization(graph: &mut GraphProto) {
         if norm.input.first().and_then(|input| readers.get(input)) != Some(&1) || has_extra_outputs(norm) {
             continue;
         }
-        let Some((weight, bias, shape)) = graph.node.get(conv).and_then(|conv| merged(graph, conv, norm)) else { continue };
+        let Some((weight, bias, shape)) = graph.node.get(conv).and_then(|conv| merged(graph, conv, norm)) else {
+            continue;
+        };
         let output = norm.output.first().cloned();
-        let [new_weight, new_bias] =
-            ["weight", "bias"].map(|part| names.fresh(&format!("{}_folded_{part}", output.as_deref().unwrap_or("conv"))));
+        let [new_weight, new_bias] = ["weight", "bias"]
+            .map(|part| names.fresh(&format!("{}_folded_{part}", output.as_deref().unwrap_or("conv"))));
         let channels = [bias.len()];
         graph.initializer.push(build::tensor(new_weight.clone(), DataType::Float, &shape, build::float_bytes(&weight)));
         graph.initializer.push(build::tensor(new_bias.clone(), DataType::Float, &channels, build::float_bytes(&bias)));

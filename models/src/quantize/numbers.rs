@@ -73,8 +73,7 @@ pub(super) fn quantize_weights(
 
 /// Biases as int32 on the scale of the products: input scale × weight scale. Gives the values and their scales.
 pub(super) fn quantize_bias(bias: &[f32], input_scale: f32, weight_scales: &[f32]) -> (Vec<i32>, Vec<f32>) {
-    let scales: Vec<f32> =
-        weight_scales.iter().map(|scale| (input_scale * scale).max(f32::MIN_POSITIVE)).collect();
+    let scales: Vec<f32> = weight_scales.iter().map(|scale| (input_scale * scale).max(f32::MIN_POSITIVE)).collect();
     let values = bias
         .iter()
         .zip(&scales)

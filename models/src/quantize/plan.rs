@@ -76,7 +76,10 @@ pub(super) fn plan(graph: &GraphProto) -> Plan {
 
 /// Operators that only move or choose values, so that their two sides share one scale.
 fn passes_through(operator: &str) -> bool {
-    matches!(operator, "MaxPool" | "Reshape" | "Flatten" | "Transpose" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout")
+    matches!(
+        operator,
+        "MaxPool" | "Reshape" | "Flatten" | "Transpose" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout"
+    )
 }
 
 /// The graph, indexed by name.
@@ -96,9 +99,14 @@ impl<'g> View<'g> {
             }
         }
         let constants = graph.node.iter().filter(|node| node.op_type == "Constant");
-        let initializers: HashMap<_, _> = graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+        let initializers: HashMap<_, _> =
+            graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
         View {
-            constants: constants.flat_map(|node| &node.output).map(String::as_str).chain(initializers.keys().copied()).collect(),
+            constants: constants
+                .flat_map(|node| &node.output)
+                .map(String::as_str)
+                .chain(initializers.keys().copied())
+                .collect(),
             initializers,
             consumers,
             output: graph.output.first().map_or("", |value| &value.name),
@@ -121,7 +129,9 @@ impl<'g> View<'g> {
             return Err("lacks an input".to_owned());
         };
         if self.constants.contains(input.as_str()) {
-            return Err("multiplies a constant from the left; only constant weights on the right are quantized".to_owned());
+            return Err(
+                "multiplies a constant from the left; only constant weights on the right are quantized".to_owned()
+            );
         }
         let Some((tensor, values)) = self.floats(weight) else {
             return Err(format!("takes its weights {weight:?} from another node or in another type than float32"));
@@ -225,7 +235,12 @@ impl<'g> View<'g> {
     }
 }
 
-fn skipped(graph: &GraphProto, plan: &Plan, refusals: &HashMap<usize, String>, joined: &BTreeSet<usize>) -> Vec<Skipped> {
+fn skipped(
+    graph: &GraphProto,
+    plan: &Plan,
+    refusals: &HashMap<usize, String>,
+    joined: &BTreeSet<usize>,
+) -> Vec<Skipped> {
     let is_marked = |name: Option<&String>| name.is_some_and(|name| plan.values.contains_key(name));
     let mut skipped = Vec::new();
     for (index, node) in graph.node.iter().enumerate() {

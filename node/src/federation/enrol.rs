@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 use fedge_proto::enrolment::enrolment_client::EnrolmentClient;
 use fedge_proto::enrolment::{EnrolReply, EnrolRequest};
 use fedge_proto::identity::{
-    Connection, Identity, IdentityDirectory, IdentityError, JoinToken, PrivateKey, Role, public_key_digest, verify_chain,
+    Connection, Identity, IdentityDirectory, IdentityError, JoinToken, PrivateKey, Role, public_key_digest,
+    verify_chain,
 };
 use fedge_proto::tls::{ConnectError, Trust, check_address, connect_without_certificate};
 use tonic::{Code, Status};
@@ -174,7 +175,12 @@ pub(super) async fn call(
 pub(super) fn is_transient(status: &Status) -> bool {
     matches!(
         status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Cancelled | Code::Unknown | Code::Aborted
+        Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::Aborted
     )
 }
 

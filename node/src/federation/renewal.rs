@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 use fedge_proto::enrolment::RenewRequest;
 use fedge_proto::enrolment::enrolment_client::EnrolmentClient;
 use fedge_proto::identity::{
-    Connection, Identity, IdentityDirectory, IdentityError, PrivateKey, Role, SharedIdentity, display_time, renewal_message,
+    Connection, Identity, IdentityDirectory, IdentityError, PrivateKey, Role, SharedIdentity, display_time,
+    renewal_message,
 };
 use fedge_proto::tls::{ConnectError, Trust, connect_without_certificate};
 use tokio_util::sync::CancellationToken;
@@ -163,11 +164,7 @@ fn due(identity: &Identity, jitter: f64) -> SystemTime {
     identity.half_life() + (life / JITTER_DIVISOR).mul_f64(jitter.clamp(0.0, 1.0))
 }
 
-async fn ask(
-    old: &Identity,
-    connection: &Connection,
-    now: SystemTime,
-) -> Result<(Identity, Connection), RenewalError> {
+async fn ask(old: &Identity, connection: &Connection, now: SystemTime) -> Result<(Identity, Connection), RenewalError> {
     let address = &connection.enrolment;
     let key = PrivateKey::generate()?;
     let certificate_signing_request = key.certificate_signing_request()?;
@@ -180,6 +177,5 @@ async fn ask(
         .await
         .map_err(|status| RenewalError::Status { address: address.clone(), status: Box::new(status) })?;
     // Roots that we already trust, not those of the reply: a renewal never widens trust.
-    accept(reply, key, old.roots().to_vec(), now)
-        .map_err(|why| RenewalError::Reply { address: address.clone(), why })
+    accept(reply, key, old.roots().to_vec(), now).map_err(|why| RenewalError::Reply { address: address.clone(), why })
 }

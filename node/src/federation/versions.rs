@@ -71,6 +71,8 @@ pub struct Versions {
     data: Vec<DataFile>,
     /// Files that are in the store, by lineage.
     ingested: AsyncMutex<BTreeMap<String, usize>>,
+    /// One fetch at a time: serving, training and evaluating ask for the same version at once.
+    fetching: AsyncMutex<()>,
     /// One preparation at a time: it takes memory and both of a small device's cores.
     preparing: AsyncMutex<()>,
     /// Training samples that a lineage had when its served version was prepared.
@@ -91,6 +93,7 @@ impl Versions {
             samples,
             data,
             ingested: AsyncMutex::default(),
+            fetching: AsyncMutex::default(),
             preparing: AsyncMutex::default(),
             prepared_with: Mutex::default(),
         }
@@ -126,6 +129,7 @@ impl Versions {
     ) -> Result<Package, VersionError> {
         let manifest = &version.manifest;
         let folder = self.version_folder(&manifest.name, manifest.number);
+        let _one = self.fetching.lock().await;
         if let Ok(package) = Package::read(&folder)
             && package.manifest == *manifest
         {

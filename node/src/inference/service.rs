@@ -132,6 +132,8 @@ impl GrpcInferenceService for InferenceService {
             properties: BTreeMap::from([
                 ("fedge_model_digest".to_owned(), manifest.digest.to_string()),
                 ("fedge_precision".to_owned(), serving.precision().name().to_owned()),
+                // A JSON array, in the order of the output.
+                ("fedge_labels".to_owned(), serde_json::to_string(&manifest.labels).unwrap_or_default()),
             ]),
         }))
     }

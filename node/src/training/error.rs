@@ -51,7 +51,9 @@ pub enum TrainingError {
         what: &'static str,
     },
     /// The model answers with infinities or NaN.
-    #[error("the model's output for sample {sample} is not finite; its weights are unusable, publish an earlier version")]
+    #[error(
+        "the model's output for sample {sample} is not finite; its weights are unusable, publish an earlier version"
+    )]
     NotFinite {
         /// The sample, counted from 1.
         sample: usize,

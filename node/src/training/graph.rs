@@ -17,6 +17,12 @@ use super::value::{Decoded, Origin, TensorRef, Value, decode};
 /// the backward pass, so this bounds a run's memory.
 const MAX_STEP_ELEMENTS: usize = 1 << 29;
 
+/// Highest rank of a computed tensor; without a limit a long chain of Unsqueeze would take quadratic memory.
+const MAX_RANK: usize = 8;
+
+/// Most inputs of one node; only Concat takes many.
+const MAX_INPUTS: usize = 1024;
+
 /// What a program is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
@@ -58,8 +64,9 @@ impl<B: Backend> Program<B> {
         precision: Precision,
     ) -> Result<Program<B>, TrainingError> {
         let mut compiler = Compiler::new(model, batch, mode, precision);
-        let logits = logits_name(model);
-        for index in needed_nodes(model, logits) {
+        let producers = producers(model);
+        let logits = logits_name(model, &producers);
+        for index in needed_nodes(model, &producers, logits) {
             if let Some(proto) = model.graph().node.get(index) {
                 compiler.node(proto)?;
             }
@@ -141,41 +148,42 @@ fn set<B: Backend>(values: &mut [Option<Tensor<B>>], slot: usize, value: Tensor<
     }
 }
 
+/// Which node gives each value.
+fn producers(model: &Model) -> HashMap<&str, usize> {
+    let outputs = model.graph().node.iter().enumerate().flat_map(|(index, node)| {
+        node.output.iter().filter(|name| !name.is_empty()).map(move |name| (name.as_str(), index))
+    });
+    outputs.collect()
+}
+
 /// Name of the value that holds the logits: the graph's output, or what a final Softmax or LogSoftmax reads.
-fn logits_name(model: &Model) -> &str {
+fn logits_name<'g>(model: &'g Model, producers: &HashMap<&str, usize>) -> &'g str {
+    let nodes = &model.graph().node;
     let mut name = model.output().name.as_str();
     // Each turn moves to an earlier node of a sorted graph, and the count bounds a malformed one.
-    for _ in 0..model.graph().node.len() {
-        let Some(producer) = model.graph().node.iter().find(|node| node.output.iter().any(|output| output == name)) else {
-            break;
-        };
-        let input = match producer.op_type.as_str() {
-            "Identity" => producer.input.first(),
-            // Over the classes: the last of two axes, however it is written.
-            "Softmax" | "LogSoftmax" if class_axis(producer, model.opset()) => return producer.input.first().map_or(name, String::as_str),
-            _ => None,
-        };
-        match input {
-            Some(input) => name = input,
-            None => break,
+    for _ in 0..nodes.len() {
+        let Some(node) = producers.get(name).and_then(|&index| nodes.get(index)) else { break };
+        let Some(input) = node.input.first() else { break };
+        match node.op_type.as_str() {
+            "Identity" => name = input,
+            "Softmax" | "LogSoftmax" if over_classes(node, model.opset()) => return input,
+            _ => break,
         }
     }
     name
 }
 
-fn class_axis(node: &NodeProto, opset: i64) -> bool {
+/// Whether a Softmax of the output, [batch, classes], sums over the classes.
+fn over_classes(node: &NodeProto, opset: i64) -> bool {
     let default = if opset < 13 { 1 } else { -1 };
-    let axis = node.attribute.iter().find(|attribute| attribute.name == "axis").map_or(default, |attribute| attribute.i);
+    let axis =
+        node.attribute.iter().find(|attribute| attribute.name == "axis").map_or(default, |attribute| attribute.i);
     matches!(axis, 1 | -1)
 }
 
 /// Indices of the nodes that the value depends on, in file order.
-fn needed_nodes(model: &Model, value: &str) -> Vec<usize> {
+fn needed_nodes(model: &Model, producers: &HashMap<&str, usize>, value: &str) -> Vec<usize> {
     let nodes = &model.graph().node;
-    let mut producers = HashMap::new();
-    for (index, node) in nodes.iter().enumerate() {
-        producers.extend(node.output.iter().filter(|name| !name.is_empty()).map(|name| (name.as_str(), index)));
-    }
     let mut needed = vec![false; nodes.len()];
     let mut pending: Vec<usize> = producers.get(value).copied().into_iter().collect();
     while let Some(index) = pending.pop() {
@@ -209,7 +217,10 @@ impl<'g, B: Backend> Compiler<'g, B> {
                 ParameterClass::Statistic => Origin::Statistic,
                 _ => Origin::Trainable,
             };
-            values.insert(spec.name.as_str(), Value::Tensor(TensorRef { slot: slots, shape: spec.shape.clone(), origin }));
+            values.insert(
+                spec.name.as_str(),
+                Value::Tensor(TensorRef { slot: slots, shape: spec.shape.clone(), origin }),
+            );
             slots += 1;
         }
         let shape = std::iter::once(batch).chain(model.input().sample_shape()).collect();
@@ -235,6 +246,9 @@ impl<'g, B: Backend> Compiler<'g, B> {
             _ => None,
         };
         let builder = builder.ok_or_else(|| node::error(proto, "training does not have this operator"))?;
+        if proto.input.len() > MAX_INPUTS {
+            return Err(node::error(proto, format!("it has {} inputs, above {MAX_INPUTS}", proto.input.len())));
+        }
         let mut inputs = Vec::with_capacity(proto.input.len());
         for name in &proto.input {
             inputs.push(if name.is_empty() { None } else { Some(self.lookup(proto, name)?) });
@@ -257,7 +271,10 @@ impl<'g, B: Backend> Compiler<'g, B> {
             return Ok(value.clone());
         }
         let Some(tensor) = self.initializers.get(name) else {
-            return Err(node::error(reader, format!("no earlier node gives its input {name:?} in a form that training has")));
+            return Err(node::error(
+                reader,
+                format!("no earlier node gives its input {name:?} in a form that training has"),
+            ));
         };
         let value = match decode(tensor) {
             Decoded::Floats { values, shape } => Value::Tensor(self.constant(values, shape)?),
@@ -286,7 +303,7 @@ impl<'g, B: Backend> Compiler<'g, B> {
         shape: Vec<usize>,
         kernel: Kernel<B>,
     ) -> Result<TensorRef, TrainingError> {
-        if shape.is_empty() || shape.contains(&0) {
+        if shape.is_empty() || shape.len() > MAX_RANK || shape.contains(&0) {
             return Err(node::error(proto, format!("its output has the shape {shape:?}, which training lacks")));
         }
         let total = shape
@@ -297,7 +314,9 @@ impl<'g, B: Backend> Compiler<'g, B> {
         self.elements = total.ok_or_else(|| {
             node::error(
                 proto,
-                format!("with its output of shape {shape:?} a step exceeds {MAX_STEP_ELEMENTS} numbers; use a smaller batch"),
+                format!(
+                    "with its output of shape {shape:?} a step exceeds {MAX_STEP_ELEMENTS} numbers; use a smaller batch"
+                ),
             )
         })?;
         let learned = inputs.iter().any(TensorRef::learned);
@@ -309,7 +328,11 @@ impl<'g, B: Backend> Compiler<'g, B> {
             output: slot,
             shape: shape.clone(),
             operator: proto.op_type.clone(),
-            node: if proto.name.is_empty() { proto.output.first().cloned().unwrap_or_default() } else { proto.name.clone() },
+            node: if proto.name.is_empty() {
+                proto.output.first().cloned().unwrap_or_default()
+            } else {
+                proto.name.clone()
+            },
         });
         Ok(TensorRef { slot, shape, origin: Origin::Computed { learned } })
     }

@@ -58,7 +58,9 @@ impl<'g> Node<'g> {
     /// An input that must be there.
     pub(super) fn value(&self, index: usize) -> Result<&Value, TrainingError> {
         match self.optional(index) {
-            Some(Value::Unusable(problem)) => Err(self.error(format!("its input {:?} {problem}", self.input_name(index)))),
+            Some(Value::Unusable(problem)) => {
+                Err(self.error(format!("its input {:?} {problem}", self.input_name(index))))
+            }
             Some(value) => Ok(value),
             None => Err(self.error(format!("its input {index} is missing"))),
         }
@@ -125,8 +127,9 @@ impl<'g> Node<'g> {
     pub(super) fn string(&self, name: &str, default: &'static str) -> Result<&'g str, TrainingError> {
         match self.attribute(name, AttributeType::String)? {
             None => Ok(default),
-            Some(attribute) => std::str::from_utf8(&attribute.s)
-                .map_err(|_| self.error(format!("its attribute {name:?} is not text"))),
+            Some(attribute) => {
+                std::str::from_utf8(&attribute.s).map_err(|_| self.error(format!("its attribute {name:?} is not text")))
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 use fedge_models::pb::{TensorProto, tensor_proto::DataType};
 
 /// Most integers of one value: they describe shapes, axes and indices, never data.
-pub(super) const MAX_INTEGERS: usize = 4096;
+pub(super) const MAX_INTEGERS: usize = 64;
 
 /// A value of the graph at compile time.
 #[derive(Clone, Debug)]

@@ -12,7 +12,8 @@ mod token;
 mod verification;
 
 pub use certificate::{
-    AuthorityFacts, CertificateFacts, Identity, SharedIdentity, authority_facts, certificate_facts, fingerprint, from_certificate, host_names, public_key_digest,
+    AuthorityFacts, CertificateFacts, Identity, SharedIdentity, authority_facts, certificate_facts, fingerprint,
+    from_certificate, host_names, public_key_digest,
 };
 pub use directory::{Connection, IdentityDirectory, pem, replace};
 pub use keys::PrivateKey;

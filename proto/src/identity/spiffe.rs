@@ -66,10 +66,7 @@ impl FromStr for Role {
     type Err = IdentityError;
 
     fn from_str(text: &str) -> Result<Role, IdentityError> {
-        Role::ALL
-            .into_iter()
-            .find(|role| role.as_str() == text)
-            .ok_or_else(|| IdentityError::Role(shortened(text)))
+        Role::ALL.into_iter().find(|role| role.as_str() == text).ok_or_else(|| IdentityError::Role(shortened(text)))
     }
 }
 
@@ -87,7 +84,10 @@ impl SpiffeId {
     /// # Errors
     /// A trust domain or id that is empty, too long or has other characters than `[a-z0-9._-]`.
     pub fn new(trust_domain: &str, role: Role, id: &str) -> Result<SpiffeId, IdentityError> {
-        let refuse = |why| IdentityError::SpiffeId { text: shortened(&format!("{SCHEME}{trust_domain}/{NAMESPACE}/{role}/{id}")), why };
+        let refuse = |why| IdentityError::SpiffeId {
+            text: shortened(&format!("{SCHEME}{trust_domain}/{NAMESPACE}/{role}/{id}")),
+            why,
+        };
         if !is_plain(trust_domain, TRUST_DOMAIN_MAX) {
             return Err(refuse("the trust domain must be 1 to 255 characters of a-z 0-9 . _ -"));
         }

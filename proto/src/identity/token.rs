@@ -66,7 +66,8 @@ impl FromStr for JoinToken {
             return Err(IdentityError::Token("it is too long"));
         }
         let mut parts = text.split('.');
-        let (Some(id), Some(secret), Some(authority), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(id), Some(secret), Some(authority), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err(IdentityError::Token("it does not have three parts with a dot between them"));
         };
         if id.len() != ID_LEN || !id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {

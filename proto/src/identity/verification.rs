@@ -17,8 +17,8 @@ const REQUEST_MAX: usize = 16 * 1024;
 
 /// SubjectPublicKeyInfo of an uncompressed point on P-256 (RFC 5480): these bytes, then x and y.
 const P256_PREFIX: &[u8] = &[
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d,
-    0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
 ];
 const P256_LEN: usize = 91;
 
@@ -26,7 +26,11 @@ const P256_LEN: usize = 91;
 ///
 /// # Errors
 /// A chain that is empty, malformed, of another CA, or not valid at that time.
-pub fn verify_chain(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>], at: SystemTime) -> Result<(), IdentityError> {
+pub fn verify_chain(
+    chain: &[CertificateDer<'_>],
+    roots: &[CertificateDer<'_>],
+    at: SystemTime,
+) -> Result<(), IdentityError> {
     let refuse = |why: String| IdentityError::Certificate(why);
     let (leaf, intermediates) = chain.split_first().ok_or_else(|| refuse("the chain is empty".to_owned()))?;
     let since_1970 = at.duration_since(UNIX_EPOCH).map_err(|_| refuse("the time lies before 1970".to_owned()))?;
@@ -59,8 +63,8 @@ pub fn verify_chain(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>], 
 /// # Errors
 /// A malformed certificate, or a signature that is not its key's over this message.
 pub fn verify_signature(leaf: &CertificateDer<'_>, message: &[u8], signature: &[u8]) -> Result<(), IdentityError> {
-    let leaf = EndEntityCert::try_from(leaf)
-        .map_err(|e| IdentityError::Certificate(format!("the leaf is malformed: {e}")))?;
+    let leaf =
+        EndEntityCert::try_from(leaf).map_err(|e| IdentityError::Certificate(format!("the leaf is malformed: {e}")))?;
     leaf.verify_signature(ECDSA_P256_SHA256, message, signature)
         .map_err(|_| IdentityError::Certificate("the proof was not signed by the certificate's key".to_owned()))
 }

@@ -77,7 +77,8 @@ async fn open(dialler: Dialler) -> Result<Channel, ConnectError> {
     } else {
         endpoint.connect_with_connector(tower::service_fn(move |_| dialler.clone().dial_tls())).await
     };
-    outcome.map_err(|error| own_error(&error).unwrap_or_else(|| ConnectError::Handshake { address, why: chain(&error) }))
+    outcome
+        .map_err(|error| own_error(&error).unwrap_or_else(|| ConnectError::Handshake { address, why: chain(&error) }))
 }
 
 /// Finds our own error among the causes of tonic's.

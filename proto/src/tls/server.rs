@@ -36,16 +36,13 @@ pub fn server_config(identity: &Identity, auth: ClientAuth) -> Result<ServerConf
         .map_err(|e| unusable(e.to_string()))?;
     let mut chain = identity.chain().to_vec();
     let builder = match auth {
-        ClientAuth::Required => {
-            builder.with_client_cert_verifier(Arc::new(ClientVerifier::new(identity, provider)?))
-        }
+        ClientAuth::Required => builder.with_client_cert_verifier(Arc::new(ClientVerifier::new(identity, provider)?)),
         ClientAuth::None => {
             chain.extend(identity.roots().iter().cloned());
             builder.with_no_client_auth()
         }
     };
-    let mut config =
-        builder.with_single_cert(chain, identity.key().to_der()).map_err(|e| unusable(e.to_string()))?;
+    let mut config = builder.with_single_cert(chain, identity.key().to_der()).map_err(|e| unusable(e.to_string()))?;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.alpn_protocols = vec![ALPN.to_vec()];
@@ -108,7 +105,8 @@ impl ClientCertVerifier for ClientVerifier {
             rustls::Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
             other => other,
         })?;
-        let refuse = |why: IdentityError| rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))));
+        let refuse =
+            |why: IdentityError| rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))));
         let id = from_certificate(end_entity).map_err(refuse)?;
         if id.trust_domain() != self.trust_domain {
             let why = format!("{id} is not of the trust domain {}", self.trust_domain);

@@ -50,7 +50,9 @@ pub enum ConnectError {
         why: String,
     },
     /// The server answered, but not in time.
-    #[error("{address} accepted the connection and then said nothing for 10 s; is it a fedge server, and not overloaded?")]
+    #[error(
+        "{address} accepted the connection and then said nothing for 10 s; is it a fedge server, and not overloaded?"
+    )]
     Silent {
         /// `host:port`.
         address: String,
@@ -126,10 +128,14 @@ pub enum ServerProblem {
         from: SystemTime,
     },
     /// A chain that ends at a CA that we do not trust.
-    #[error("presented a certificate issued by another CA than the one in ca.pem: it belongs to another federation, or its CA was made anew; join again with its token if it is the right server")]
+    #[error(
+        "presented a certificate issued by another CA than the one in ca.pem: it belongs to another federation, or its CA was made anew; join again with its token if it is the right server"
+    )]
     Authority,
     /// No CA certificate with the key that the token names.
-    #[error("presented another CA than the one in the join token: the connection may be intercepted, or the token is another coordinator's; nothing was sent")]
+    #[error(
+        "presented another CA than the one in the join token: the connection may be intercepted, or the token is another coordinator's; nothing was sent"
+    )]
     Pin,
     /// A certificate that is no identity.
     #[error("presented an unusable certificate: {0}")]

@@ -36,10 +36,7 @@ pub enum Trust {
 impl Trust {
     /// The trust that an identity's directory holds.
     pub fn of(identity: &Identity) -> Trust {
-        Trust::Roots {
-            certificates: identity.roots().to_vec(),
-            trust_domain: identity.id().trust_domain().to_owned(),
-        }
+        Trust::Roots { certificates: identity.roots().to_vec(), trust_domain: identity.id().trust_domain().to_owned() }
     }
 }
 
@@ -62,9 +59,9 @@ pub fn client_config(identity: Option<&Identity>, trust: Trust, expected: Role) 
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match identity {
-        Some(own) => builder.with_client_auth_cert(own.chain().to_vec(), own.key().to_der()).map_err(|e| {
-            TlsError::Identity { id: own.id().to_string(), why: e.to_string() }
-        })?,
+        Some(own) => builder
+            .with_client_auth_cert(own.chain().to_vec(), own.key().to_der())
+            .map_err(|e| TlsError::Identity { id: own.id().to_string(), why: e.to_string() })?,
         None => builder.with_no_client_auth(),
     };
     // A resumed session is not verified again, so there are none.

@@ -32,6 +32,7 @@ pub(super) fn entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
         .rposition(|window| window == END)
         .ok_or("its end is missing; it is no archive or was cut off, so copy it again")?;
     let end = from + end;
+    slice(bytes, end, END_LEN)?;
     let count = usize::from(u16_at(bytes, end + 10)?);
     let mut at = size_at(bytes, end + 16)?;
     if count > MAX_ENTRIES {

@@ -13,7 +13,8 @@ pub(super) fn conv<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErro
     node.expect_attributes(&["kernel_shape", "strides", "dilations", "pads", "auto_pad", "group"])?;
     node.expect_inputs(2..=3)?;
     let (x, weight, bias) = (node.tensor(0)?, node.tensor(1)?, node.optional_tensor(2)?);
-    let ([batch, channels, spatial @ ..], [outputs, inputs, kernel @ ..]) = (x.shape.as_slice(), weight.shape.as_slice())
+    let ([batch, channels, spatial @ ..], [outputs, inputs, kernel @ ..]) =
+        (x.shape.as_slice(), weight.shape.as_slice())
     else {
         return Err(node.error(format!("shapes {:?} and {:?} are no image and filter", x.shape, weight.shape)));
     };

@@ -172,7 +172,8 @@ fn broadcast<B: Backend>(
     let shape = broadcast_shape(&a.shape, &b.shape)
         .ok_or_else(|| node.error(format!("shapes {:?} and {:?} do not broadcast", a.shape, b.shape)))?;
     let (lift_a, lift_b) = (lifted(&a.shape, shape.len()), lifted(&b.shape, shape.len()));
-    let kernel = Kernel::Binary(Box::new(move |a, b| run(lift::<B>(a, lift_a.as_deref()), lift::<B>(b, lift_b.as_deref()))));
+    let kernel =
+        Kernel::Binary(Box::new(move |a, b| run(lift::<B>(a, lift_a.as_deref()), lift::<B>(b, lift_b.as_deref()))));
     Ok(Built::Step { inputs: vec![a.clone(), b.clone()], shape, kernel })
 }
 

@@ -35,13 +35,18 @@ pub(super) enum Built<B: Backend> {
 
 /// The work of one node, by how many tensors it takes.
 pub(super) enum Kernel<B: Backend> {
-    Unary(Box<dyn Fn(Tensor<B>) -> Tensor<B> + Send + Sync>),
-    Binary(Box<dyn Fn(Tensor<B>, Tensor<B>) -> Tensor<B> + Send + Sync>),
+    Unary(UnaryWork<B>),
+    Binary(BinaryWork<B>),
     /// Two operands and a bias that may be left out.
-    Affine(Box<dyn Fn(Tensor<B>, Tensor<B>, Option<Tensor<B>>) -> Tensor<B> + Send + Sync>),
-    Variadic(Box<dyn Fn(Vec<Tensor<B>>) -> Tensor<B> + Send + Sync>),
+    Affine(AffineWork<B>),
+    Variadic(VariadicWork<B>),
     BatchNorm(BatchNorm),
 }
+
+type UnaryWork<B> = Box<dyn Fn(Tensor<B>) -> Tensor<B> + Send + Sync>;
+type BinaryWork<B> = Box<dyn Fn(Tensor<B>, Tensor<B>) -> Tensor<B> + Send + Sync>;
+type AffineWork<B> = Box<dyn Fn(Tensor<B>, Tensor<B>, Option<Tensor<B>>) -> Tensor<B> + Send + Sync>;
+type VariadicWork<B> = Box<dyn Fn(Vec<Tensor<B>>) -> Tensor<B> + Send + Sync>;
 
 /// The builder of an ONNX operator of the default domain; `None` where training lacks it.
 pub(super) fn builder<B: Backend>(operator: &str) -> Option<Builder<B>> {

@@ -120,10 +120,7 @@ pub(super) fn log_softmax<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Train
 }
 
 /// Since operator set 13 the axis is the one that sums to 1; before, everything from the axis on counts as one.
-fn along_axis<B: Backend>(
-    node: &Node<'_>,
-    run: fn(Tensor<B>, usize) -> Tensor<B>,
-) -> Result<Built<B>, TrainingError> {
+fn along_axis<B: Backend>(node: &Node<'_>, run: fn(Tensor<B>, usize) -> Tensor<B>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axis"])?;
     node.expect_inputs(1..=1)?;
     let x = node.tensor(0)?;
@@ -133,7 +130,5 @@ fn along_axis<B: Backend>(
     }
     let (outer, inner) = x.shape.split_at(axis);
     let (flat, shape) = ([elements(outer), elements(inner)], x.shape.clone());
-    Ok(Built::unary(x, shape.clone(), move |x| {
-        reshape::<B>(run(reshape::<B>(x, &flat), 1), &shape)
-    }))
+    Ok(Built::unary(x, shape.clone(), move |x| reshape::<B>(run(reshape::<B>(x, &flat), 1), &shape)))
 }

@@ -69,8 +69,12 @@ fn pool<'n>(node: &'n Node<'_>) -> Result<Pool<'n>, TrainingError> {
             return Err(node.error(format!("its padding of {begin} is as wide as its window (axis {axis})")));
         }
     }
-    match (window.kernel[..].try_into(), window.strides[..].try_into(), window.dilations[..].try_into(), &window.pads[..])
-    {
+    match (
+        window.kernel[..].try_into(),
+        window.strides[..].try_into(),
+        window.dilations[..].try_into(),
+        &window.pads[..],
+    ) {
         (Ok(kernel), Ok(strides), Ok(dilations), &[(top, _), (left, _)]) => {
             Ok(Pool { x, shape, kernel, strides, dilations, pads: [top, left], ceil_mode: window.ceil_mode })
         }

@@ -18,10 +18,7 @@ pub(super) fn sum<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError
 }
 
 /// Axis by axis; the axes' order does not matter, since a mean of means of equal size is the mean.
-fn over_axes<B: Backend>(
-    node: &Node<'_>,
-    run: fn(Tensor<B>, usize) -> Tensor<B>,
-) -> Result<Built<B>, TrainingError> {
+fn over_axes<B: Backend>(node: &Node<'_>, run: fn(Tensor<B>, usize) -> Tensor<B>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axes", "keepdims", "noop_with_empty_axes"])?;
     node.expect_inputs(1..=2)?;
     let x = node.tensor(0)?;

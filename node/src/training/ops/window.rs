@@ -24,11 +24,7 @@ impl Window {
         ["kernel_shape", "strides", "dilations", "pads", "auto_pad", "ceil_mode"];
 
     /// Reads a node's window over axes of these sizes. `weight` is the kernel's size where a weight tells it.
-    pub(super) fn read(
-        node: &Node<'_>,
-        spatial: &[usize],
-        weight: Option<&[usize]>,
-    ) -> Result<Window, TrainingError> {
+    pub(super) fn read(node: &Node<'_>, spatial: &[usize], weight: Option<&[usize]>) -> Result<Window, TrainingError> {
         let rank = spatial.len();
         let kernel = match (sizes(node, "kernel_shape", rank, 1)?, weight) {
             (None, None) => return Err(node.error("it has no kernel_shape")),

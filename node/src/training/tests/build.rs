@@ -87,7 +87,10 @@ impl Builder {
         self.graph.node.push(NodeProto {
             op_type: operator.into(),
             name: format!("node_{output}"),
-            input: inputs.split_whitespace().map(|name| if name == "-" { String::new() } else { name.into() }).collect(),
+            input: inputs
+                .split_whitespace()
+                .map(|name| if name == "-" { String::new() } else { name.into() })
+                .collect(),
             output: output.split_whitespace().map(String::from).collect(),
             attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
             ..Default::default()
@@ -139,7 +142,11 @@ fn value_info(name: &str, dims: impl Iterator<Item = Option<i64>>) -> ValueInfoP
         .map(|(axis, size)| tensor_shape_proto::Dimension {
             value: Some(match size {
                 Some(size) => tensor_shape_proto::dimension::Value::DimValue(size),
-                None => tensor_shape_proto::dimension::Value::DimParam(if axis == 0 { "batch".into() } else { "width".into() }),
+                None => tensor_shape_proto::dimension::Value::DimParam(if axis == 0 {
+                    "batch".into()
+                } else {
+                    "width".into()
+                }),
             }),
             ..Default::default()
         })

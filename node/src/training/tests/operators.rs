@@ -15,6 +15,8 @@ use Attribute::{Float, Int, Ints, Text};
 
 const SAMPLES: usize = 3;
 
+type Attributes = &'static [(&'static str, Attribute)];
+
 /// Loss in double precision at flat parameter values, with batch statistics.
 fn loss_at(model: &Model, values: &[f64], data: &Dataset) -> f64 {
     let parameters = Parameters::from_f64(model.layout(), values).unwrap();
@@ -74,7 +76,8 @@ fn images(opset: i64) -> Builder {
 
 #[test]
 fn elementwise_operators() {
-    for operator in ["Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Neg", "Abs", "Identity", "Dropout", "LeakyRelu", "Clip"] {
+    for operator in ["Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Neg", "Abs", "Identity", "Dropout", "LeakyRelu", "Clip"]
+    {
         check(operator, &scaled(17).node(operator, "z", "y").flat("y"));
     }
     for operator in ["Sqrt", "Log", "Exp"] {
@@ -110,8 +113,9 @@ fn powers_with_a_constant_exponent() {
 #[test]
 fn arithmetic_broadcasts_either_side() {
     for operator in ["Add", "Sub", "Mul", "Div"] {
-        for shape in [&[3][..], &[2, 1], &[1, 2, 3], &[1], &[1, 2, 2, 3]] {
-            let start = || Builder::new(17, &[2, 3]).parameter("w", &[3]).node("Mul", "x w", "z").spread("v", shape, 0.5, 2.0);
+        for shape in [&[3][..], &[2, 1], &[1, 2, 3], &[1], &[1, 1, 3]] {
+            let start =
+                || Builder::new(17, &[2, 3]).parameter("w", &[3]).node("Mul", "x w", "z").spread("v", shape, 0.5, 2.0);
             check(&format!("{operator} {shape:?}"), &start().node(operator, "z v", "y").flat("y"));
             let model = start().node("Exp", "z", "e").node(operator, "v e", "y").flat("y");
             check(&format!("{operator} {shape:?} from the left"), &model);
@@ -163,10 +167,12 @@ fn gemm_in_all_its_forms() {
 
 #[test]
 fn convolutions() {
-    let conv = |channels: i64, groups: i64| images(17).parameter("k", &[channels, 4 / groups, 3, 2]).parameter("b", &[channels]);
+    let conv = |channels: i64, groups: i64| {
+        images(17).parameter("k", &[channels, 4 / groups, 3, 2]).parameter("b", &[channels])
+    };
     check("Conv", &conv(3, 1).node("Conv", "z k b", "y").flat("y"));
     check("Conv without bias", &conv(2, 1).node("Conv", "z k", "y").flat("y"));
-    let cases: [(&str, i64, &[(&str, Attribute)]); 7] = [
+    let cases: [(&str, i64, Attributes); 7] = [
         ("strides", 1, &[("strides", Ints(&[2, 3]))]),
         ("dilations", 1, &[("dilations", Ints(&[2, 3]))]),
         ("pads", 1, &[("pads", Ints(&[1, 1, 1, 1]))]),
@@ -179,7 +185,8 @@ fn convolutions() {
         check(case, &conv(4, groups).node_with("Conv", "z k b", "y", attributes).flat("y"));
     }
     for padding in ["SAME_UPPER", "SAME_LOWER", "VALID"] {
-        let model = conv(2, 1).node_with("Conv", "z k b", "y", &[("auto_pad", Text(padding)), ("strides", Ints(&[2, 2]))]);
+        let model =
+            conv(2, 1).node_with("Conv", "z k b", "y", &[("auto_pad", Text(padding)), ("strides", Ints(&[2, 2]))]);
         check(padding, &model.flat("y"));
     }
 }
@@ -221,7 +228,12 @@ fn pooling() {
 #[test]
 fn normalization() {
     let channels = |builder: Builder| {
-        builder.parameter("scale", &[4]).parameter("bias", &[4]).parameter("mean", &[4]).spread("variance", &[4], 0.5, 2.0)
+        builder.parameter("scale", &[4]).parameter("bias", &[4]).parameter("mean", &[4]).spread(
+            "variance",
+            &[4],
+            0.5,
+            2.0,
+        )
     };
     let model = channels(images(17).parameter("shift", &[4, 5, 6]).node("Add", "z shift", "a"))
         .node_with("BatchNormalization", "a scale bias mean variance", "y", &[("epsilon", Float(1e-3))])
@@ -241,7 +253,14 @@ fn normalization() {
 
 #[test]
 fn operators_that_move_numbers() {
-    check("Flatten 2", &scaled(17).node_with("Flatten", "z", "f", &[("axis", Int(2))]).integers("s", &[-1, 6]).node("Reshape", "f s", "y").model("y"));
+    check(
+        "Flatten 2",
+        &scaled(17)
+            .node_with("Flatten", "z", "f", &[("axis", Int(2))])
+            .integers("s", &[-1, 6])
+            .node("Reshape", "f s", "y")
+            .model("y"),
+    );
     let reshape = |target: &[i64]| scaled(17).integers("s", target).node("Reshape", "z s", "r").node("Tanh", "r", "y");
     for target in [&[0, -1][..], &[-1, 3, 2], &[0, 3, 2], &[-1, 6]] {
         check(&format!("Reshape {target:?}"), &reshape(target).flat("y"));
@@ -261,10 +280,12 @@ fn reductions() {
     for operator in ["ReduceMean", "ReduceSum"] {
         let start = |opset| scaled(opset).node("Exp", "z", "e");
         for keep in [0, 1] {
-            let model = start(18).integers("axes", &[-1]).node_with(operator, "e axes", "y", &[("keepdims", Int(keep))]);
+            let model =
+                start(18).integers("axes", &[-1]).node_with(operator, "e axes", "y", &[("keepdims", Int(keep))]);
             check(operator, &model.flat("y"));
         }
-        let both = Builder::new(18, &[2, 2, 3]).parameter("w", &[2, 2, 3]).node("Mul", "x w", "z").integers("axes", &[1, 3]);
+        let both =
+            Builder::new(18, &[2, 2, 3]).parameter("w", &[2, 2, 3]).node("Mul", "x w", "z").integers("axes", &[1, 3]);
         check(operator, &both.node_with(operator, "z axes", "y", &[("keepdims", Int(0))]).model("y"));
         let old = start(11).node_with(operator, "e", "y", &[("axes", Ints(&[1])), ("keepdims", Int(0))]);
         check(operator, &old.model("y"));

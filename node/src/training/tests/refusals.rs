@@ -40,13 +40,15 @@ fn samples_of_another_shape_are_refused_with_both_shapes() {
 
 #[test]
 fn a_plan_out_of_range_is_refused_before_anything_runs() {
-    let error = train(&model(), &digits(|row| row < 4), &Plan { epochs: 0, ..plan() }, &|_| (), &AtomicBool::new(false));
+    let error =
+        train(&model(), &digits(|row| row < 4), &Plan { epochs: 0, ..plan() }, &|_| (), &AtomicBool::new(false));
     assert!(matches!(error, Err(TrainingError::Plan { field: "epochs", .. })));
 }
 
 #[test]
 fn an_operator_that_training_lacks_is_named_with_its_node() {
-    let model = Builder::new(17, &[4]).parameter("w", &[4]).node("Mul", "x w", "scaled").node("Sin", "scaled", "y").model("y");
+    let model =
+        Builder::new(17, &[4]).parameter("w", &[4]).node("Mul", "x w", "scaled").node("Sin", "scaled", "y").model("y");
     let error = refusal(&model);
     assert!(
         matches!(&error, TrainingError::Node { node, operator, .. } if node == "node_y" && operator == "Sin"),
@@ -89,7 +91,11 @@ fn a_reshape_that_bakes_in_another_batch_is_refused() {
 #[test]
 fn windows_that_have_no_meaning_are_refused() {
     let pool = |attributes: &[(&str, Attribute)]| {
-        Builder::new(17, &[1, 4, 4]).parameter("w", &[4]).node("Mul", "x w", "z").node_with("MaxPool", "z", "y", attributes).flat("y")
+        Builder::new(17, &[1, 4, 4])
+            .parameter("w", &[4])
+            .node("Mul", "x w", "z")
+            .node_with("MaxPool", "z", "y", attributes)
+            .flat("y")
     };
     let cases = [
         (pool(&[("kernel_shape", Attribute::Ints(&[5, 5]))]), "does not fit"),
@@ -108,7 +114,7 @@ fn windows_that_have_no_meaning_are_refused() {
 
 #[test]
 fn a_step_that_would_take_too_much_memory_is_refused() {
-    let big = Builder::new(17, &[1 << 14]).parameter("w", &[1 << 15, 1]).node("Mul", "x w", "y").flat("y");
+    let big = Builder::new(17, &[1, 1 << 14]).parameter("w", &[1 << 15, 1]).node("Mul", "x w", "y").flat("y");
     let error = refusal(&big).to_string();
     assert!(error.contains("use a smaller batch"), "{error}");
 }

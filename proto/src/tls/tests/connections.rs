@@ -57,10 +57,11 @@ async fn a_channel_reconnects_with_the_identity_of_that_moment() {
     let node = authority.identity(Role::Node, "edge-1");
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let log = Arc::clone(&seen);
-    let rules = AuthorizationLayer::new(AnonymousCallers::EnrolmentOnly).with_revoked(Arc::new(move |_, fingerprint| {
-        log.lock().unwrap().push(*fingerprint);
-        false
-    }));
+    let rules =
+        AuthorizationLayer::new(AnonymousCallers::EnrolmentOnly).with_revoked(Arc::new(move |_, fingerprint| {
+            log.lock().unwrap().push(*fingerprint);
+            false
+        }));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let run = |listener, rules| {

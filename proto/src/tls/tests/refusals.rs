@@ -57,7 +57,10 @@ async fn an_expired_client_certificate_is_refused() {
     let authority = TestAuthority::new("a");
     let server = node(&authority).await;
     let client = authority.identity_with("spiffe://fedge.test/default/client/camera", &[], -48..-24);
-    assert_says(&refusal(&server, client).await, &["certificate expired", "client/camera ended at 20", "renew it within 30 days"]);
+    assert_says(
+        &refusal(&server, client).await,
+        &["certificate expired", "client/camera ended at 20", "renew it within 30 days"],
+    );
 }
 
 #[tokio::test]
@@ -93,7 +96,10 @@ async fn a_client_of_the_wrong_role_is_refused() {
     let channel = connect(&server.address, &client, Role::Node).await.unwrap();
     let status = call(channel).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
-    assert_says(status.message(), &["a node may not call /fedge.feedback.v1.Feedback/Label", "an operator or a client"]);
+    assert_says(
+        status.message(),
+        &["a node may not call /fedge.feedback.v1.Feedback/Label", "an operator or a client"],
+    );
 }
 
 #[tokio::test]
@@ -102,7 +108,10 @@ async fn a_server_without_the_dialled_name_is_refused_with_the_names_that_it_has
     let named = authority.identity_with("spiffe://fedge.test/default/node/edge-1", &["edge-1.test", "192.0.2.7"], NOW);
     let server = serve(&named, ClientAuth::Required).await;
     let error = refusal(&server, authority.identity(Role::Client, "camera")).await;
-    assert_says(&error, &["not valid for name 127.0.0.1", "[edge-1.test, 192.0.2.7]", "mint the token with --dns-name 127.0.0.1"]);
+    assert_says(
+        &error,
+        &["not valid for name 127.0.0.1", "[edge-1.test, 192.0.2.7]", "mint the token with --dns-name 127.0.0.1"],
+    );
 }
 
 #[tokio::test]
@@ -163,7 +172,8 @@ async fn a_join_token_s_pin_accepts_its_ca_and_refuses_every_other() {
     assert_says(&error, &["another CA than the one in the join token", "intercepted"]);
 
     let node = serve(&authority.identity(Role::Node, "edge-1"), ClientAuth::None).await;
-    let error = connect_without_certificate(&node.address, pin(&authority), Role::Coordinator).await.unwrap_err().to_string();
+    let error =
+        connect_without_certificate(&node.address, pin(&authority), Role::Coordinator).await.unwrap_err().to_string();
     assert_says(&error, &["presented the certificate of a node", "expected a coordinator"]);
 }
 
@@ -239,7 +249,17 @@ fn an_address_is_host_and_port() {
     for good in ["localhost:7443", "127.0.0.1:1", "[::1]:65535", "coordinator.example.org:7443"] {
         check_address(good).unwrap();
     }
-    for bad in ["", "localhost", "localhost:", ":7443", "localhost:0", "localhost:70000", "https://localhost:1", "a b:1", "u@h:1"] {
+    for bad in [
+        "",
+        "localhost",
+        "localhost:",
+        ":7443",
+        "localhost:0",
+        "localhost:70000",
+        "https://localhost:1",
+        "a b:1",
+        "u@h:1",
+    ] {
         let error = check_address(bad).unwrap_err().to_string();
         assert_says(&error, &["is not an address", "give host:port"]);
     }

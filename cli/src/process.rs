@@ -1,0 +1,54 @@
+//! The process around a command: runtime, logs, and the signals that end it.
+//! What a command does with the end is its own matter.
+
+use anyhow::Context;
+use tracing_subscriber::EnvFilter;
+
+/// The asynchronous runtime of the program.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime can't be started")
+}
+
+/// Logs to standard error, at this level unless `FEDGE_LOG` says otherwise. tract warns of every operator set above 18.
+pub(crate) fn log(level: &str) {
+    let filter = EnvFilter::try_from_env("FEDGE_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},tract_onnx=error")));
+    // A second call (in tests) changes nothing.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// Ready when the process is asked to end: Ctrl-C, SIGTERM, or, with `with_input`, the end of standard input, by which a
+/// parent takes its children along however it ends.
+pub(crate) async fn asked_to_end(with_input: bool) {
+    let input = async {
+        if !with_input {
+            return std::future::pending().await;
+        }
+        // A thread of its own: a blocked read of the runtime would hold the process at its end.
+        let (ended, end) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            let _ = ended.send(());
+        });
+        let _ = end.await;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated() => {}
+        () = input => {}
+    }
+}
+
+#[cfg(unix)]
+async fn terminated() {
+    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(mut signal) => {
+            signal.recv().await;
+        }
+        Err(_) => std::future::pending().await,
+    }
+}
+
+#[cfg(not(unix))]
+async fn terminated() {
+    std::future::pending().await
+}

@@ -1,0 +1,229 @@
+//! `fedge task`: create, list, show, watch, cancel.
+//! What a task is, and how its rounds go, is the coordinator's matter.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use fedge_proto::operators::{
+    CancelTaskRequest, CreateTaskRequest, ListTasksRequest, RoundSummary, ShowTaskRequest, Task, TaskEvent,
+    WatchTaskRequest, task_event::Event,
+};
+
+use crate::operator::{Operator, OperatorFlags, refused};
+use crate::{output, process};
+
+/// Federated training.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a task from its file
+    Create(Create),
+    /// All tasks
+    List(List),
+    /// One task with its rounds
+    Show(One),
+    /// Follow a task until it ends: what it waits for, each round
+    Watch(One),
+    /// End a running task; its versions stay
+    Cancel(One),
+}
+
+/// Flags of `create`.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The task file, TOML (docs/task.md describes it)
+    file: PathBuf,
+    #[command(flatten)]
+    operator: OperatorFlags,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Flags of `list`.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    operator: OperatorFlags,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Flags of the commands on one task.
+#[derive(Debug, Args)]
+pub(crate) struct One {
+    /// The task's id
+    id: String,
+    #[command(flatten)]
+    operator: OperatorFlags,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Command {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        process::log("warn");
+        match self {
+            Command::Create(create) => create.run().await,
+            Command::List(list) => list.run().await,
+            Command::Show(one) => {
+                let request = ShowTaskRequest { id: one.id.clone() };
+                let mut client = one.operator.connect().await?.client();
+                print(&client.show_task(request).await.map_err(refused)?.into_inner(), one.json)
+            }
+            Command::Watch(one) => one.watch().await,
+            Command::Cancel(one) => {
+                let request = CancelTaskRequest { id: one.id.clone() };
+                let mut client = one.operator.connect().await?.client();
+                print(&client.cancel_task(request).await.map_err(refused)?.into_inner(), one.json)
+            }
+        }
+    }
+}
+
+impl Create {
+    async fn run(self) -> anyhow::Result<()> {
+        let specification = std::fs::read_to_string(&self.file)
+            .with_context(|| format!("cannot read the task file {}", self.file.display()))?;
+        let task = create(&self.operator.connect().await?, specification).await?;
+        if self.json {
+            return output::json(&task_json(&task));
+        }
+        println!("Task {} runs on {}.", task.id, task.model_name);
+        println!("Next: fedge task watch {}", task.id);
+        Ok(())
+    }
+}
+
+/// Starts a task.
+pub(crate) async fn create(operator: &Operator, specification: String) -> anyhow::Result<Task> {
+    let request = CreateTaskRequest { specification };
+    Ok(operator.client().create_task(request).await.map_err(refused)?.into_inner())
+}
+
+/// A task's events, from its beginning.
+pub(crate) async fn events(operator: &Operator, id: &str) -> anyhow::Result<tonic::Streaming<TaskEvent>> {
+    let request = WatchTaskRequest { id: id.to_owned() };
+    Ok(operator.client().watch_task(request).await.map_err(refused)?.into_inner())
+}
+
+impl List {
+    async fn run(self) -> anyhow::Result<()> {
+        let mut client = self.operator.connect().await?.client();
+        let tasks = client.list_tasks(ListTasksRequest {}).await.map_err(refused)?.into_inner().tasks;
+        if self.json {
+            return output::json(&tasks.iter().map(task_json).collect::<Vec<_>>());
+        }
+        let mut table = output::table(&["task", "model", "state", "rounds", "version", "created"], &[3, 4]);
+        for t in tasks {
+            let rounds = format!("{}/{}", t.rounds_done, t.rounds_total);
+            let (version, created) = (t.newest_version.to_string(), output::ago(t.created_ms));
+            table.add_row([t.id, t.model_name, t.state, rounds, version, created]);
+        }
+        println!("{table}");
+        Ok(())
+    }
+}
+
+impl One {
+    async fn watch(self) -> anyhow::Result<()> {
+        let mut stream = events(&self.operator.connect().await?, &self.id).await?;
+        let spinner = output::spinner();
+        if !self.json {
+            println!("{ROUND_HEADER}");
+        }
+        while let Some(event) = stream.message().await.map_err(refused)? {
+            match event.event {
+                Some(Event::Status(status)) if self.json => {
+                    output::json(&serde_json::json!({ "status": status }))?;
+                }
+                Some(Event::Status(status)) if spinner.is_hidden() => println!("  {status}"),
+                Some(Event::Status(status)) => spinner.set_message(status),
+                Some(Event::Round(round)) if self.json => output::json(&round_json(&round))?,
+                Some(Event::Round(round)) => spinner.suspend(|| println!("{}", round_line(&round))),
+                Some(Event::Ended(task)) => {
+                    spinner.finish_and_clear();
+                    return if self.json { output::json(&task_json(&task)) } else { println!("{}: {}", task.id, task.status); Ok(()) };
+                }
+                None => {}
+            }
+        }
+        anyhow::bail!("the coordinator ended the watch: it is shutting down, or was restarted; watch again")
+    }
+}
+
+const ROUND_HEADER: &str = "round  version  outcome      nodes  examples   float    int8    loss       up     down      time";
+
+fn round_line(r: &RoundSummary) -> String {
+    let trained = r.nodes.iter().filter(|n| n.outcome == "trained").count();
+    let examples: u64 = r.nodes.iter().map(|n| n.examples).sum();
+    let mut line = format!(
+        "{:>5}  {:>7}  {:<11}  {:>2}/{:<2}  {:>8}  {:>6}  {:>6}  {:>6.4}  {:>7}  {:>7}  {:>6.1} s",
+        r.round,
+        r.version,
+        r.outcome,
+        trained,
+        r.nodes.len(),
+        examples,
+        output::percent(r.correct_float, r.evaluated_examples),
+        output::percent(r.correct_served, r.evaluated_examples),
+        r.loss,
+        output::bytes(r.bytes_up),
+        output::bytes(r.bytes_down),
+        r.duration_ms as f64 / 1000.0
+    );
+    for text in std::iter::once(&r.reason).chain(r.nodes.iter().map(|n| &n.reason)).filter(|t| !t.is_empty()) {
+        line.push_str("\n       ");
+        line.push_str(text);
+    }
+    line
+}
+
+fn print(task: &Task, json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::json(&task_json(task));
+    }
+    println!("task      {} on {}", task.id, task.model_name);
+    println!("state     {}: {}", task.state, task.status);
+    println!("rounds    {} of {}, newest version {}", task.rounds_done, task.rounds_total, task.newest_version);
+    for (reason, count) in &task.refused {
+        println!("refused   {count} updates: {reason}");
+    }
+    println!("{ROUND_HEADER}");
+    for round in &task.rounds {
+        println!("{}", round_line(round));
+    }
+    Ok(())
+}
+
+fn task_json(t: &Task) -> serde_json::Value {
+    serde_json::json!({
+        "id": t.id, "model": t.model_name, "state": t.state, "status": t.status, "rounds_done": t.rounds_done,
+        "rounds_total": t.rounds_total, "newest_version": t.newest_version, "refused": t.refused,
+        "rounds": t.rounds.iter().map(round_json).collect::<Vec<_>>(), "specification": t.specification,
+        "created_ms": t.created_ms,
+    })
+}
+
+fn round_json(r: &RoundSummary) -> serde_json::Value {
+    let nodes: Vec<_> = r
+        .nodes
+        .iter()
+        .map(|n| {
+            serde_json::json!({
+                "node": n.node, "outcome": n.outcome, "reason": n.reason, "examples": n.examples, "steps": n.steps,
+                "loss_first": n.loss_first, "loss_last": n.loss_last, "duration_ms": n.duration_ms,
+                "evaluated_examples": n.evaluated_examples, "correct_float": n.correct_float,
+                "correct_served": n.correct_served, "precision": n.precision,
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "round": r.round, "outcome": r.outcome, "reason": r.reason, "version": r.version,
+        "duration_ms": r.duration_ms, "bytes_up": r.bytes_up, "bytes_down": r.bytes_down,
+        "evaluated_examples": r.evaluated_examples, "correct_float": r.correct_float,
+        "correct_served": r.correct_served, "loss": r.loss, "nodes": nodes,
+    })
+}
