@@ -1,6 +1,8 @@
 //! The process around a command: runtime, logs, and the signals that end it.
 //! What a command does with the end is its own matter.
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
@@ -13,7 +15,8 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 pub(crate) fn log(level: &str) {
     let filter = EnvFilter::try_from_env("FEDGE_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},tract_onnx=error")));
     // A second call (in tests) changes nothing.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
 }
 
 /// Ready when the process is asked to end: Ctrl-C, SIGTERM, or, with `with_input`, the end of standard input, by which a

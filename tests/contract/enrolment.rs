@@ -332,7 +332,7 @@ async fn a_running_process_gets_its_renewed_identity() {
     let task = tokio::spawn(keep_renewed(
         directory,
         shared.clone(),
-        move |identity| drop(told.send(identity.fingerprint())),
+        move |identity| told.send(identity.fingerprint()).expect("the test listens"),
         tokio_util::sync::CancellationToken::new(),
     ));
     let renewed = heard.recv().await.expect("renewed");

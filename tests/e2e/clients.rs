@@ -68,7 +68,8 @@ fn stock_clients_get_right_answers_from_a_trained_node() {
     // `fedge infer` on a row that the node did not see: row 2 of the digits is a 1.
     let unseen = coordinator.folder().join("unseen.csv");
     let rows = every(&digits(), 2, 1);
-    std::fs::write(&unseen, rows.join("\n")).expect("rows");
+    let header: Vec<String> = (0..64).map(|i| format!("pixel{i}")).collect();
+    std::fs::write(&unseen, format!("{},label\n{}\n", header.join(","), rows.join("\n"))).expect("rows");
     let mut ask = fedge();
     ask.args(["infer", "--model", "digits", "--node", &node.address, "--row", "1", "--identity"]).arg(&client);
     let printed = succeed(ask.arg("--file").arg(&unseen));

@@ -2,7 +2,7 @@
 
     python onnxruntime_check.py FLOAT.onnx INT8.onnx ROWS.csv
 
-ROWS.csv has 64 pixels 0..16 and a label a row, without a header. Checks that both files load, that float is right on at
+ROWS.csv has a header, then 64 pixels 0..16 and a label a row. Checks that both files load, that float is right on at
 least 90 % of the rows, and that int8 is within 2 points of it and agrees with it on at least 95 %.
 """
 
@@ -14,7 +14,7 @@ import onnxruntime
 
 def main():
     float_file, int8_file, rows_file = sys.argv[1:]
-    rows = np.loadtxt(rows_file, delimiter=",", dtype=np.float32)
+    rows = np.loadtxt(rows_file, delimiter=",", skiprows=1, dtype=np.float32)
     pixels, labels = rows[:, :64].reshape(-1, 1, 8, 8) / 16, rows[:, 64].astype(int)
     answers = {}
     for name, path in [("float", float_file), ("int8", int8_file)]:

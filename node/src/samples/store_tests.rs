@@ -175,15 +175,15 @@ async fn pending_inputs_are_bounded_and_the_oldest_goes_first() {
 #[tokio::test]
 async fn pending_inputs_expire_by_the_time_that_the_store_was_open() {
     let directory = TempDir::new().unwrap();
-    let limits = Limits { pending_ttl: Duration::from_millis(150), ..Limits::default() };
+    let limits = Limits { pending_ttl: Duration::from_secs(1), ..Limits::default() };
     let store = open(&directory, limits.clone()).await;
     let id = store.keep_pending("m", &input(1)).await.unwrap();
     store.close().await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(1300)).await;
 
     let store = open(&directory, limits).await;
     assert_eq!(store.counts("m").await.unwrap().pending, 1, "the time while it was closed does not count");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(1300)).await;
     assert!(matches!(store.label_pending(&id, 0).await, Err(SampleError::Expired { .. })));
     assert_eq!(store.counts("m").await.unwrap().pending, 0);
 }

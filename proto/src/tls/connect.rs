@@ -116,6 +116,8 @@ struct Dialler {
     host: String,
     port: u16,
     credentials: Arc<Credentials>,
+    /// For the handshake and the server's first bytes.
+    patience: Duration,
 }
 
 impl Dialler {
@@ -133,7 +135,8 @@ impl Dialler {
         if host.is_empty() {
             return Err(refuse("it has no host"));
         }
-        Ok(Dialler { address: address.to_owned(), host, port, credentials: Arc::new(credentials) })
+        let credentials = Arc::new(credentials);
+        Ok(Dialler { address: address.to_owned(), host, port, credentials, patience: CONNECT_TIMEOUT })
     }
 
     fn endpoint(&self) -> Result<Endpoint, ConnectError> {
@@ -169,19 +172,24 @@ impl Dialler {
             let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
             Dialled::confirm(stream).await
         };
-        match timeout(CONNECT_TIMEOUT, handshake).await {
+        match timeout(self.patience, handshake).await {
             Ok(Ok(stream)) => Ok(TokioIo::new(stream)),
             Ok(Err(error)) => Err(explain(&self.address, &error, own.as_deref())),
             Err(_) => Err(ConnectError::Silent { address: self.address.clone() }),
         }
     }
 
-    async fn dial_plain(self) -> Result<TokioIo<TcpStream>, ConnectError> {
+    async fn dial_plain(self) -> Result<TokioIo<Dialled<TcpStream>>, ConnectError> {
         let found = self.resolve().await?;
         if let Some(open) = found.iter().find(|address| !address.ip().is_loopback()) {
             return Err(TlsError::NotLoopback(open.to_string()).into());
         }
-        self.reach().await.map(TokioIo::new)
+        // A server that waits for a TLS handshake says nothing, where a plaintext one sends its settings at once.
+        match timeout(self.patience, Dialled::confirm(self.reach().await?)).await {
+            Ok(Ok(stream)) => Ok(TokioIo::new(stream)),
+            Ok(Err(error)) => Err(explain(&self.address, &error, None)),
+            Err(_) => Err(ConnectError::Silent { address: self.address.clone() }),
+        }
     }
 
     async fn resolve(&self) -> Result<Vec<SocketAddr>, ConnectError> {
@@ -200,6 +208,28 @@ impl Dialler {
             }
             Ok(Err(error)) => Err(unreachable(error.to_string())),
             Err(_) => Err(unreachable("no answer within 10 s".to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::identity::testing::TestAuthority;
+
+    #[tokio::test]
+    async fn a_server_that_says_nothing_is_given_up_with_or_without_tls() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let identity = SharedIdentity::new(TestAuthority::new("a").identity(Role::Client, "camera"));
+        for credentials in [Credentials::Own { identity, expected: Role::Node }, Credentials::Plaintext] {
+            let mut dialler = Dialler::new(&address, credentials).unwrap();
+            dialler.patience = Duration::from_millis(20);
+            let error = open(dialler).await.unwrap_err().to_string();
+            assert!(error.contains(&address) && error.contains("said nothing"), "{error}");
         }
     }
 }

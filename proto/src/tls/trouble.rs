@@ -51,7 +51,8 @@ pub enum ConnectError {
     },
     /// The server answered, but not in time.
     #[error(
-        "{address} accepted the connection and then said nothing for 10 s; is it a fedge server, and not overloaded?"
+        "{address} accepted the connection and then said nothing for 10 s: is it a fedge server, is it overloaded, \
+         and do both ends use TLS (or neither)?"
     )]
     Silent {
         /// `host:port`.
@@ -73,8 +74,8 @@ pub enum ConnectError {
         /// What it said, and what to do.
         why: String,
     },
-    /// Anything else in the handshake.
-    #[error("no TLS connection with {address}: {why}")]
+    /// Anything else before the first request.
+    #[error("no connection with {address}: {why}")]
     Handshake {
         /// `host:port`.
         address: String,
@@ -171,11 +172,18 @@ pub(super) fn explain(address: &str, error: &std::io::Error, own: Option<&Identi
         }
         Some(other) => match ServerProblem::from_rustls(other) {
             Some(problem) => ConnectError::Server { address, problem },
+            None if matches!(other, rustls::Error::InvalidMessage(_)) => {
+                let why =
+                    format!("it does not speak TLS ({other}): is it the right port, or one that serves plaintext?");
+                ConnectError::Handshake { address, why }
+            }
             None => ConnectError::Handshake { address, why: other.to_string() },
         },
         None => ConnectError::Handshake {
             address,
-            why: format!("{error}; the server closed the connection: is it a fedge server with TLS?"),
+            why: format!(
+                "{error}: it closed the connection; is it a fedge server, and do both ends use TLS (or neither)?"
+            ),
         },
     }
 }

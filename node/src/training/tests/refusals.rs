@@ -120,6 +120,16 @@ fn a_step_that_would_take_too_much_memory_is_refused() {
 }
 
 #[test]
+fn a_tensor_of_absurd_rank_is_refused() {
+    let start = Builder::new(17, &[3]).parameter("w", &[3]).integers("axes", &[0]).node("Mul", "x w", "r0");
+    let name = |n: usize| format!("r{n}");
+    let model = (0..12)
+        .fold(start, |builder, n| builder.node("Unsqueeze", &format!("{} axes", name(n)), &name(n + 1)))
+        .flat(&name(12));
+    assert!(refusal(&model).to_string().contains("which training lacks"));
+}
+
+#[test]
 fn an_output_that_is_no_list_of_classes_or_learns_nothing_is_refused() {
     let ranked = Builder::new(17, &[2, 3]).parameter("w", &[3]).node("Mul", "x w", "y").model("y");
     assert!(refusal(&ranked).to_string().contains("[batch, classes]"));

@@ -154,23 +154,3 @@ fn step_time_of_the_demo_model() {
         status.lines().filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS")).collect::<String>()
     );
 }
-
-#[test]
-#[ignore = "temporary"]
-fn leak_probe() {
-    let model = Builder::new(17, &[8, 8])
-        .parameter("w", &[64, 10])
-        .node("Flatten", "x", "f")
-        .node("Relu", "f", "r")
-        .node("MatMul", "r w", "y")
-        .model("y");
-    let data = Dataset::new(numbers(1, 64 * 320), (0..320).map(|n| n % 10).collect(), vec![8, 8]).unwrap();
-    for _ in 0..5 {
-        quiet(&model, &data, &Plan { epochs: 1000, ..plan() });
-        for _ in 0..50 {
-            evaluate(&model, &data).unwrap();
-        }
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        println!("{}", status.lines().filter(|line| line.starts_with("VmRSS")).collect::<String>());
-    }
-}

@@ -225,7 +225,7 @@ async fn a_server_that_says_nothing_or_no_tls_is_named() {
         stream.shutdown().await.unwrap();
     });
     let error = connect(&address, &client, Role::Node).await.unwrap_err().to_string();
-    assert_says(&error, &["no TLS connection with", &address]);
+    assert_says(&error, &["no connection with", &address, "does not speak TLS"]);
     answer.await.unwrap();
 
     // The listener is gone.
