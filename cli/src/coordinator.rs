@@ -88,7 +88,9 @@ impl Init {
         init::init(&self.dir, &self.trust_domain, &config).await?;
         let dir = self.dir.display();
         println!("Made a coordinator in {dir}: CA, certificates, {dir}/coordinator.toml.");
-        println!("Operators use the identity in {dir}/operator (set FEDGE_IDENTITY to it, or copy it to their machine).");
+        println!(
+            "Operators use the identity in {dir}/operator (set FEDGE_IDENTITY to it, or copy it to their machine)."
+        );
         println!("Next: fedge coordinator run --dir {dir}");
         println!("      fedge coordinator token --dir {dir}    (once for each node)");
         Ok(())

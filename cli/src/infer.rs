@@ -175,8 +175,9 @@ async fn send_label(
     label: &str,
     labels: &[String],
 ) -> anyhow::Result<u32> {
-    let sample_id = text(reply, "fedge_sample_id")
-        .context("the node kept no sample of this request (inference.keep is below 1, or its store is busy): no label was sent")?;
+    let sample_id = text(reply, "fedge_sample_id").context(
+        "the node kept no sample of this request (inference.keep is below 1, or its store is busy): no label was sent",
+    )?;
     let value = match label.parse::<u32>() {
         Ok(index) if !labels.iter().any(|l| l == label) => class_label::Value::Index(index),
         _ => class_label::Value::Name(label.to_owned()),

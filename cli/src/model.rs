@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use fedge_models::float::FloatRunner;
 use fedge_models::{Model, ParameterClass, operators};
 use fedge_proto::operators::ListModelsRequest;
 
@@ -62,6 +63,7 @@ pub(crate) struct Check {
 impl Check {
     fn run(self) -> anyhow::Result<()> {
         let model = read(&self.file)?;
+        FloatRunner::new(&model).with_context(|| format!("{} can't be served", self.file.display()))?;
         let untrainable = model.untrainable();
         let quantizable = model.opset() >= fedge_models::quantize::OLDEST_OPSET;
         if self.json {
@@ -76,7 +78,10 @@ impl Check {
                 println!("           - {reason}");
             }
             let opset = fedge_models::quantize::OLDEST_OPSET;
-            println!("quantized  {}", if quantizable { "yes".into() } else { format!("no: export it at opset {opset} or newer") });
+            println!(
+                "quantized  {}",
+                if quantizable { "yes".into() } else { format!("no: export it at opset {opset} or newer") }
+            );
         }
         if !untrainable.is_empty() {
             bail!("{} can't be trained; the reasons are above", self.file.display());
@@ -114,9 +119,7 @@ impl Inspect {
                 .iter()
                 .map(|p| serde_json::json!({ "name": p.name, "shape": p.shape, "class": class(p.class) }))
                 .collect();
-            let signature = |s: &fedge_models::TensorSignature| {
-                serde_json::json!({ "name": s.name, "datatype": s.element.name(), "shape": s.dims })
-            };
+            let signature = |s: &fedge_models::TensorSignature| serde_json::json!({ "name": s.name, "datatype": s.element.name(), "shape": s.dims });
             return output::json(&serde_json::json!({
                 "file": self.file, "bytes": model.bytes().len(), "digest": model.digest(), "opset": model.opset(),
                 "input": signature(model.input()), "output": signature(model.output()), "operators": counts,
@@ -140,7 +143,11 @@ impl Inspect {
             .collect();
         println!("operators  {}", counts.join(", "));
         println!("layout     {}", layout.digest());
-        println!("exchanged  {} parameters, {} an update", layout.exchanged_len(), output::bytes(layout.exchanged_len() as u64 * 4));
+        println!(
+            "exchanged  {} parameters, {} an update",
+            layout.exchanged_len(),
+            output::bytes(layout.exchanged_len() as u64 * 4)
+        );
         let mut table = output::table(&["parameter", "shape", "class"], &[]);
         for p in layout.parameters() {
             table.add_row([p.name.clone(), format!("{:?}", p.shape), class(p.class).to_owned()]);
@@ -194,7 +201,8 @@ impl Quantize {
                 "tensors": quantized.tensors, "skipped": quantized.skipped,
             }));
         }
-        let mut table = output::table(&["tensor", "role", "least", "greatest", "scale", "zero", "channels"], &[2, 3, 4, 5, 6]);
+        let mut table =
+            output::table(&["tensor", "role", "least", "greatest", "scale", "zero", "channels"], &[2, 3, 4, 5, 6]);
         for t in &quantized.tensors {
             table.add_row([
                 t.name.clone(),
@@ -211,7 +219,12 @@ impl Quantize {
             println!("in float: {} {}: {}", s.operator, s.node, s.reason);
         }
         let (from, to) = (model.bytes().len() as u64, quantized.bytes.len() as u64);
-        println!("{}: {} (float {}), calibrated on {count} samples", self.out.display(), output::bytes(to), output::bytes(from));
+        println!(
+            "{}: {} (float {}), calibrated on {count} samples",
+            self.out.display(),
+            output::bytes(to),
+            output::bytes(from)
+        );
         Ok(())
     }
 }
@@ -296,7 +309,12 @@ impl List {
                 output::ago(summary.created_ms),
             ]);
         }
-        if self.json { output::json(&rows) } else { println!("{table}"); Ok(()) }
+        if self.json {
+            output::json(&rows)
+        } else {
+            println!("{table}");
+            Ok(())
+        }
     }
 }
 

@@ -59,7 +59,8 @@ impl Join {
         enrol::join(&self.token, &self.coordinator, &directory, Some(Role::Node), self.force).await?;
         let config = self.dir.join(FILE_NAME);
         if !config.exists() {
-            std::fs::write(&config, Config::commented()).with_context(|| format!("cannot write {}", config.display()))?;
+            std::fs::write(&config, Config::commented())
+                .with_context(|| format!("cannot write {}", config.display()))?;
         }
         println!("Next: fedge node run --dir {}", self.dir.display());
         Ok(())

@@ -13,7 +13,8 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Logs to standard error, at this level unless `FEDGE_LOG` says otherwise. tract warns of every operator set above 18.
 pub(crate) fn log(level: &str) {
-    let filter = EnvFilter::try_from_env("FEDGE_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},tract_onnx=error")));
+    let filter =
+        EnvFilter::try_from_env("FEDGE_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},tract_onnx=error")));
     // A second call (in tests) changes nothing.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();

@@ -145,7 +145,12 @@ impl One {
                 Some(Event::Round(round)) => spinner.suspend(|| println!("{}", round_line(&round))),
                 Some(Event::Ended(task)) => {
                     spinner.finish_and_clear();
-                    return if self.json { output::json(&task_json(&task)) } else { println!("{}: {}", task.id, task.status); Ok(()) };
+                    return if self.json {
+                        output::json(&task_json(&task))
+                    } else {
+                        println!("{}: {}", task.id, task.status);
+                        Ok(())
+                    };
                 }
                 None => {}
             }
@@ -154,7 +159,8 @@ impl One {
     }
 }
 
-const ROUND_HEADER: &str = "round  version  outcome      nodes  examples   float    int8    loss       up     down      time";
+const ROUND_HEADER: &str =
+    "round  version  outcome      nodes  examples   float    int8    loss       up     down      time";
 
 fn round_line(r: &RoundSummary) -> String {
     let trained = r.nodes.iter().filter(|n| n.outcome == "trained").count();

@@ -131,8 +131,7 @@ impl Config {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(source) => return Err(ConfigError::Read { path, source }),
         };
-        let config: Config =
-            toml::from_str(&text).map_err(|e| ConfigError::Syntax { path, reason: e.to_string() })?;
+        let config: Config = toml::from_str(&text).map_err(|e| ConfigError::Syntax { path, reason: e.to_string() })?;
         config.check()?;
         Ok(config)
     }
@@ -174,15 +173,14 @@ impl Config {
     /// [`ConfigError::Value`] when it is no ip:port, or plaintext beyond loopback.
     pub fn inference_address(&self) -> Result<SocketAddr, ConfigError> {
         let inference = &self.inference;
-        let value = |problem: String| ConfigError::Value {
-            key: "inference.listen",
-            value: inference.listen.clone(),
-            problem,
-        };
+        let value =
+            |problem: String| ConfigError::Value { key: "inference.listen", value: inference.listen.clone(), problem };
         let address: SocketAddr =
             inference.listen.parse().map_err(|e| value(format!("{e}; expected ip:port, such as 0.0.0.0:8001")))?;
         if inference.plaintext && !address.ip().is_loopback() {
-            return Err(value("plaintext is allowed on loopback only: use 127.0.0.1 or [::1], or serve with TLS".into()));
+            return Err(value(
+                "plaintext is allowed on loopback only: use 127.0.0.1 or [::1], or serve with TLS".into(),
+            ));
         }
         Ok(address)
     }

@@ -130,8 +130,7 @@ pub async fn run(
                 .map_err(RunError::Threads)?,
         )
         .add_service(samples::feedback::service(repository, samples.clone()));
-    let server =
-        tokio::spawn(router.serve_with_incoming_shutdown(accepted, stop.clone().cancelled_owned()));
+    let server = tokio::spawn(router.serve_with_incoming_shutdown(accepted, stop.clone().cancelled_owned()));
     let renewal = tokio::spawn(renewal::keep_renewed(directory, shared.clone(), renewed, stop.clone()));
 
     let status_file = StatusFile::of(folder);
@@ -149,8 +148,7 @@ pub async fn run(
     ready(bound);
     versions.restore().await;
     let channel = connect_lazy(&coordinator.federation, &shared, Role::Coordinator)?;
-    let session =
-        Session::new(channel, bound.to_string(), config.training.threads, status, status_file.clone());
+    let session = Session::new(channel, bound.to_string(), config.training.threads, status, status_file.clone());
     let federation = tokio::spawn(driver::run(session, workshop));
 
     shutdown.await;
@@ -225,10 +223,11 @@ fn sample_limits(config: &Config) -> samples::Limits {
 }
 
 fn service_options(config: &Config) -> ServiceOptions {
-    let mut options = ServiceOptions::default();
-    options.keep = if config.inference.keep > 0.0 { KeepPolicy::Sampled(config.inference.keep) } else { KeepPolicy::Off };
-    if config.inference.threads > 0 {
-        options.threads = config.inference.threads;
+    let inference = &config.inference;
+    let defaults = ServiceOptions::default();
+    ServiceOptions {
+        keep: if inference.keep > 0.0 { KeepPolicy::Sampled(inference.keep) } else { KeepPolicy::Off },
+        threads: if inference.threads > 0 { inference.threads } else { defaults.threads },
+        ..defaults
     }
-    options
 }

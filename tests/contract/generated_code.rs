@@ -41,16 +41,9 @@ fn checked_in_code_equals_what_the_protos_generate() {
         }
     }
     let checked_in = files(&checked_in_folder);
-    assert_eq!(
-        generated.keys().collect::<Vec<_>>(),
-        checked_in.keys().collect::<Vec<_>>(),
-        "files of proto/src/gen"
-    );
+    assert_eq!(generated.keys().collect::<Vec<_>>(), checked_in.keys().collect::<Vec<_>>(), "files of proto/src/gen");
     for (name, text) in &generated {
-        assert!(
-            checked_in[name] == *text,
-            "proto/src/gen/{name} drifted from its .proto: run `just protos`"
-        );
+        assert!(checked_in[name] == *text, "proto/src/gen/{name} drifted from its .proto: run `just protos`");
     }
 }
 

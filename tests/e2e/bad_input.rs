@@ -54,7 +54,11 @@ fn bad_samples_and_labels_are_refused_and_good_ones_are_kept() {
     assert!(error.contains("eleven"), "{error}");
     let error = fail(&mut ask(&["--values", &good, "--label", "10"]));
     assert!(error.contains("10"), "{error}");
-    let error = fail(fedge().args(["infer", "--model", "letters", "--values", &good, "--node", &node.address, "--identity"]).arg(&client));
+    let error = fail(
+        fedge()
+            .args(["infer", "--model", "letters", "--values", &good, "--node", &node.address, "--identity"])
+            .arg(&client),
+    );
     assert!(error.contains("letters") && error.contains("digits"), "{error}");
     let stored = json(&mut ask(&["--values", &good, "--label", "7", "--json"]));
     assert_eq!(stored["stored_label"], 7);

@@ -40,7 +40,11 @@ fn make_environment() -> Result<PathBuf, String> {
         }
         let install = Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES).output();
         let install = install.map_err(|e| e.to_string())?;
-        if install.status.success() && works(&python) { Ok(python) } else { Err(format!("pip: {}", text(&install.stderr))) }
+        if install.status.success() && works(&python) {
+            Ok(python)
+        } else {
+            Err(format!("pip: {}", text(&install.stderr)))
+        }
     })
     .clone()
 }

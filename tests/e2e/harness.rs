@@ -136,7 +136,9 @@ impl Coordinator {
     pub fn restart(&mut self) {
         self.kill();
         let mut command = fedge();
-        command.args(["coordinator", "run", "--heartbeat-ms", "200", "--liveness-ms", "2500", "--dir"]).arg(self.home());
+        command
+            .args(["coordinator", "run", "--heartbeat-ms", "200", "--liveness-ms", "2500", "--dir"])
+            .arg(self.home());
         self.process = Some(Process::start(&mut command, self.folder.path().join("coordinator.log")));
     }
 
@@ -176,9 +178,7 @@ impl Coordinator {
         let directory = self.folder.path().join(name);
         let token = self.token(role, name);
         succeed(
-            fedge()
-                .args(["enrol", "--coordinator", &self.enrolment(), "--token", &token, "--dir"])
-                .arg(&directory),
+            fedge().args(["enrol", "--coordinator", &self.enrolment(), "--token", &token, "--dir"]).arg(&directory),
         );
         directory
     }

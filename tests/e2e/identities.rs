@@ -32,7 +32,10 @@ fn an_identity_of_another_coordinator_is_refused_with_a_sentence() {
     let [_, _, theirs_port] = theirs.ports;
     std::fs::write(&connection, text.replace(&theirs_port.to_string(), &ours.ports[2].to_string())).expect("write");
     let error = fail(fedge().args(["model", "list", "--identity"]).arg(theirs.operator()));
-    assert!(error.contains("another CA") || error.contains("another authority") || error.contains("issued by"), "{error}");
+    assert!(
+        error.contains("another CA") || error.contains("another authority") || error.contains("issued by"),
+        "{error}"
+    );
 }
 
 #[test]

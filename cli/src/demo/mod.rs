@@ -99,7 +99,8 @@ impl Demo {
             match event.event {
                 Some(Event::Status(status)) => spinner.set_message(status),
                 Some(Event::Round(round)) => {
-                    let row = self.row(&operator, &clients, &round, &preprocessing, &held_out, &mut predictions).await?;
+                    let row =
+                        self.row(&operator, &clients, &round, &preprocessing, &held_out, &mut predictions).await?;
                     spinner.suspend(|| println!("{}", report::row(&row)));
                     rows.push(row);
                 }
@@ -189,7 +190,11 @@ async fn wait_until_served(operator: &Operator, fleet: &mut Fleet) -> anyhow::Re
         }
         fleet.check()?;
         if Instant::now() > deadline {
-            bail!("only {served} of {} nodes serve the model in int8 after {} s: {nodes:?}", fleet.nodes.len(), FIRST_SERVE.as_secs());
+            bail!(
+                "only {served} of {} nodes serve the model in int8 after {} s: {nodes:?}",
+                fleet.nodes.len(),
+                FIRST_SERVE.as_secs()
+            );
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

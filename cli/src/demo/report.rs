@@ -215,6 +215,10 @@ impl Report {
         if self.agreement < LEAST_AGREEMENT {
             faults.push(format!("only {:.1} % of the answers equal the float model's", self.agreement * 100.0));
         }
-        if faults.is_empty() { Ok(()) } else { Err(anyhow::anyhow!("the demo did not go as it should: {}", faults.join("; "))) }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(anyhow::anyhow!("the demo did not go as it should: {}", faults.join("; ")))
+        }
     }
 }

@@ -10,9 +10,7 @@ use anyhow::{Context, ensure};
 use fedge_proto::identity::{IdentityDirectory, Role};
 use fedge_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use fedge_proto::inference::model_infer_request::InferInputTensor;
-use fedge_proto::inference::{
-    InferParameter, ModelInferRequest, ModelInferResponse, infer_parameter::ParameterChoice,
-};
+use fedge_proto::inference::{InferParameter, ModelInferRequest, ModelInferResponse, infer_parameter::ParameterChoice};
 use fedge_proto::tls;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;

@@ -1,6 +1,7 @@
 //! Publishing: a model file from an operator becomes version 1 of a lineage, or is refused with the reason.
 //! What makes a model sound is decided in the crate `models`.
 
+use fedge_models::float::FloatRunner;
 use fedge_models::{Digest, Manifest, Model, Package, Preprocessing};
 use fedge_proto::operators::{PublishBegin, PublishRequest, publish_request::Part};
 use fedge_proto::transfer::Receiver;
@@ -51,6 +52,8 @@ fn check(begin: PublishBegin, bytes: Vec<u8>) -> Result<Package, String> {
         let list: Vec<String> = untrainable.iter().take(10).map(ToString::to_string).collect();
         return Err(format!("nodes can't train this model: {}; `fedge model check` shows all", list.join("; ")));
     }
+    // What tract can't load, no node can serve: better said now than by every node.
+    FloatRunner::new(&model).map_err(|e| e.to_string())?;
     let preprocessing: Preprocessing = if begin.preprocessing.is_empty() {
         Preprocessing::default()
     } else {

@@ -2,6 +2,7 @@
 //! A message that can't be translated is an error that names the field; nothing is decided here.
 
 use std::fmt;
+use std::sync::Arc;
 
 use fedge_models::{Digest, Manifest};
 use fedge_proto::federation::{self as wire, poll_reply, training_plan};
@@ -29,7 +30,7 @@ impl fmt::Debug for AssignmentId {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Version {
     /// The package's manifest: name, number, digest, labels, preprocessing.
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
     /// Size of the ONNX file.
     pub size_bytes: u64,
 }
@@ -119,7 +120,7 @@ fn version(version: Option<ModelVersion>) -> Result<Version, String> {
     if digest != Some(manifest.digest) || version.name != manifest.name || version.number != manifest.number {
         return Err(format!("version {} of {:?} is not the one in its manifest", version.number, version.name));
     }
-    Ok(Version { manifest, size_bytes: version.size_bytes })
+    Ok(Version { manifest: Arc::new(manifest), size_bytes: version.size_bytes })
 }
 
 fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Result<Plan, String> {
@@ -169,7 +170,7 @@ pub(crate) mod test_assignments {
             task: None,
             round: None,
         };
-        Version { manifest, size_bytes: 8 }
+        Version { manifest: Arc::new(manifest), size_bytes: 8 }
     }
 
     pub(crate) fn wire_version(number: u64) -> ModelVersion {
@@ -179,7 +180,7 @@ pub(crate) mod test_assignments {
             number,
             digest: manifest.digest.as_bytes().to_vec(),
             size_bytes: 8,
-            manifest: serde_json::to_string(&manifest).unwrap(),
+            manifest: serde_json::to_string(&*manifest).unwrap(),
         }
     }
 

@@ -79,8 +79,8 @@ impl Outbox {
     pub fn get(&self, id: AssignmentId) -> Result<(Announcement, Vec<u8>), OutboxError> {
         let path = self.announcement_path(id);
         let text = std::fs::read(&path).map_err(error("cannot read", &path))?;
-        let announcement: Announcement = serde_json::from_slice(&text)
-            .map_err(|e| error("cannot read", &path)(std::io::Error::other(e)))?;
+        let announcement: Announcement =
+            serde_json::from_slice(&text).map_err(|e| error("cannot read", &path)(std::io::Error::other(e)))?;
         let path = self.payload_path(id);
         let payload = std::fs::read(&path).map_err(error("cannot read", &path))?;
         if announcement.schema != SCHEMA || Digest::of(&payload) != announcement.sha256 {

@@ -161,11 +161,8 @@ mod tests {
         assert_eq!(state.phase, Phase::Idle);
         let (_, effects) = run(vec![Event::Instructed(Some(train(1))), Event::Instructed(Some(train(2)))]);
         assert_eq!(effects[1..], [Effect::Cancel(train(1).id()), Effect::Start(train(2))]);
-        let (_, effects) = run(vec![
-            Event::Instructed(Some(train(1))),
-            Event::Instructed(None),
-            Event::Trained(train(1).id()),
-        ]);
+        let (_, effects) =
+            run(vec![Event::Instructed(Some(train(1))), Event::Instructed(None), Event::Trained(train(1).id())]);
         assert_eq!(effects[2..], [Effect::Discard(train(1).id())]);
     }
 

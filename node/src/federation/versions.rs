@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fedge_models::{Model, ModelError, Package};
+use fedge_models::{Manifest, Model, ModelError, Package};
 use fedge_proto::federation::DownloadRequest;
 use fedge_proto::federation::federation_client::FederationClient;
 use fedge_proto::transfer::{Receiver, TransferError};
@@ -131,12 +131,12 @@ impl Versions {
         let folder = self.version_folder(&manifest.name, manifest.number);
         let _one = self.fetching.lock().await;
         if let Ok(package) = Package::read(&folder)
-            && package.manifest == *manifest
+            && package.manifest == **manifest
         {
             return Ok(package);
         }
         let bytes = fetch(client.clone(), version).await?;
-        let (manifest, repository) = (manifest.clone(), self.folder.clone());
+        let (manifest, repository) = (Manifest::clone(manifest), self.folder.clone());
         let work = move || -> Result<Package, VersionError> {
             let package = Package::new(manifest, Model::from_bytes(bytes)?)?;
             package.write(&repository)?;
@@ -176,11 +176,7 @@ impl Versions {
         Ok(before == Some(0) && self.samples.counts(name).await?.training > 0)
     }
 
-    async fn prepare_and_swap(
-        &self,
-        package: Package,
-        options: PrepareOptions,
-    ) -> Result<Arc<Serving>, VersionError> {
+    async fn prepare_and_swap(&self, package: Package, options: PrepareOptions) -> Result<Arc<Serving>, VersionError> {
         let name = package.manifest.name.clone();
         let calibration = self.samples.calibration_set(&name, CALIBRATION_SAMPLES).await?;
         let labelled = self.check_samples(&name).await?;

@@ -87,13 +87,8 @@ fn train(
     let data = dataset(package, samples).map_err(|e| e.to_string())?;
     let outcome = training::train(&package.model, &data, plan, &|_| {}, cancel).map_err(|e| e.to_string())?;
     let base = package.model.weights();
-    let payload: Vec<u8> = outcome
-        .weights
-        .values()
-        .iter()
-        .zip(base.values())
-        .flat_map(|(new, old)| (new - old).to_le_bytes())
-        .collect();
+    let payload: Vec<u8> =
+        outcome.weights.values().iter().zip(base.values()).flat_map(|(new, old)| (new - old).to_le_bytes()).collect();
     let announcement = Announcement {
         schema: SCHEMA,
         base: package.manifest.digest,
