@@ -1,4 +1,4 @@
-//! `fedge coordinator`: init, run, token.
+//! `fedge coordinator`: init, run, token, revoke.
 //! The server itself is the crate `coordinator`.
 
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use clap::{Args, Subcommand};
 use fedge_coordinator::config::{Advertise, Certificate, Config, Listen, Nodes};
 use fedge_coordinator::init;
 use fedge_coordinator::registry::authority::{Authority, Subject};
-use fedge_coordinator::registry::tokens;
+use fedge_coordinator::registry::{certificates, tokens};
 use fedge_coordinator::server;
 use fedge_coordinator::store::Store;
-use fedge_proto::identity::{HostName, Role};
+use fedge_proto::identity::{HostName, Role, SpiffeId};
 
 use crate::{output, process};
 
@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Run(Run),
     /// Mint a one-time join token
     Token(Token),
+    /// Refuse an identity from now on: its certificates, renewals and tokens
+    Revoke(Revoke),
 }
 
 impl Command {
@@ -35,6 +37,7 @@ impl Command {
             Command::Init(init) => init.run().await,
             Command::Run(run) => run.run().await,
             Command::Token(token) => token.run().await,
+            Command::Revoke(revoke) => revoke.run().await,
         }
     }
 }
@@ -204,6 +207,33 @@ impl Token {
             "One {role}, {id:?}, within {} minutes: {command} --coordinator {enrolment} --token <the line above>",
             self.minutes
         );
+        Ok(())
+    }
+}
+
+/// Flags of `revoke`.
+#[derive(Debug, Args)]
+pub(crate) struct Revoke {
+    /// Name of the identity, as in its token
+    name: String,
+    /// Its role
+    #[arg(long, default_value = "node", value_parser = ["node", "operator", "client"])]
+    role: String,
+    /// The coordinator's folder
+    #[arg(long, default_value = DEFAULT_FOLDER, env = "FEDGE_COORDINATOR_DIR")]
+    dir: PathBuf,
+}
+
+impl Revoke {
+    async fn run(self) -> anyhow::Result<()> {
+        process::log("warn");
+        let authority = Authority::load(&init::authority_folder(&self.dir))?;
+        let store = Store::open(&init::store_folder(&self.dir)).await?;
+        let id = SpiffeId::new(authority.trust_domain(), self.role.parse()?, &self.name)?;
+        let now = SystemTime::now();
+        let revoked = certificates::revoke(store.pool(), &id, now).await.context("nothing was revoked")?;
+        anyhow::ensure!(revoked > 0, "{id} holds no certificate of this coordinator that could be revoked");
+        println!("Revoked {id}: a running coordinator refuses it within 10 seconds. A new token lets it join again.");
         Ok(())
     }
 }

@@ -1,7 +1,6 @@
 //! `fedge`: parses the command line, wires the rooms, prints.
 //! No inference, training or aggregation lives here; neither do rounds.
 
-mod address;
 #[cfg(feature = "coordinator")]
 mod coordinator;
 #[cfg(all(feature = "coordinator", feature = "node"))]
@@ -17,6 +16,7 @@ mod operator;
 mod output;
 mod preprocessing;
 mod process;
+#[cfg(feature = "node")]
 mod softmax;
 mod task;
 

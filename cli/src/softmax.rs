@@ -13,11 +13,6 @@ pub(crate) fn probabilities(row: &[f32]) -> Vec<f64> {
     exponentials.into_iter().map(|e| e / sum).collect()
 }
 
-/// Index of the largest value; the first of equals.
-pub(crate) fn argmax(row: &[f32]) -> Option<usize> {
-    row.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(index, _)| index)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,6 +23,5 @@ mod tests {
         assert!((p[0] - 0.25).abs() < 1e-6 && (p[1] - 0.75).abs() < 1e-6);
         assert_eq!(probabilities(&[0.25, 0.75]), [0.25, 0.75]);
         assert_eq!(probabilities(&[1000.0, 0.0]), [1.0, 0.0]);
-        assert_eq!(argmax(&[1.0, 3.0, 3.0]), Some(1));
     }
 }

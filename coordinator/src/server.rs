@@ -29,6 +29,8 @@ use crate::store::Store;
 
 /// How often revocations by other processes and the age of the own certificate are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// Age at which a connection is asked to end, and its certificate looked at again.
+const CONNECTION_AGE: Duration = Duration::from_secs(3600);
 /// Longest time that open calls get to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -146,6 +148,8 @@ fn builder() -> Server {
         .concurrency_limit_per_connection(16)
         .http2_max_header_list_size(Some(16 * 1024))
         .http2_max_pending_accept_reset_streams(Some(20))
+        // An open connection outlives its certificate otherwise; calls in flight end in peace.
+        .max_connection_age(CONNECTION_AGE)
 }
 
 fn stopped(stop: &watch::Sender<bool>) -> impl Future<Output = ()> + Send + use<> {

@@ -27,6 +27,8 @@ use crate::inference::{self, KeepPolicy, ModelRepository, ServiceOptions};
 use crate::samples::{self, FileError, SampleError, SampleStore, file};
 use crate::status::{NodeStatus, StatusFile};
 
+/// Age at which a connection is asked to end, and its certificate looked at again.
+const CONNECTION_AGE: Duration = Duration::from_secs(3600);
 /// Longest time that open calls get to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -124,6 +126,8 @@ pub async fn run(
         .max_concurrent_streams(Some(256))
         .http2_max_header_list_size(Some(16 * 1024))
         .http2_max_pending_accept_reset_streams(Some(20))
+        // An open connection outlives its certificate otherwise; calls in flight end in peace.
+        .max_connection_age(CONNECTION_AGE)
         .layer(AuthorizationLayer::new(anonymous))
         .add_service(
             inference::service(repository.clone(), samples.clone(), service_options(&config))

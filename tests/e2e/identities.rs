@@ -1,7 +1,7 @@
 //! Who is let in, seen from the command line: wrong roles, foreign authorities, tokens used twice.
 //! Expiry and handshakes without a certificate are tested on sockets in the crate `proto`.
 
-use crate::harness::{Coordinator, Node, digits, every, fail, fedge, succeed};
+use crate::harness::{Coordinator, Node, digits, every, fail, fedge, run, succeed, text, wait_for};
 
 #[test]
 fn a_client_may_not_operate_and_a_node_may_not_ask_another_node() {
@@ -66,4 +66,20 @@ fn without_an_identity_the_error_says_how_to_get_one() {
     assert!(error.contains("fedge enrol"), "{error}");
     let error = fail(fedge().args(["node", "run", "--dir"]).arg(folder.path()));
     assert!(error.contains("fedge node join"), "{error}");
+}
+
+#[test]
+fn a_revoked_operator_is_refused_by_the_running_coordinator() {
+    let coordinator = Coordinator::start();
+    let other = coordinator.enrol("operator", "visitor");
+    succeed(fedge().args(["model", "list", "--identity"]).arg(&other));
+    let revoke = ["coordinator", "revoke", "visitor", "--role", "operator", "--dir"];
+    succeed(fedge().args(revoke).arg(coordinator.home()));
+    let error = wait_for("the refusal", || {
+        let output = run(fedge().args(["model", "list", "--identity"]).arg(&other));
+        (!output.status.success()).then(|| text(&output.stderr))
+    });
+    assert!(error.contains("revoked"), "{error}");
+    let error = fail(fedge().args(["coordinator", "revoke", "nobody", "--dir"]).arg(coordinator.home()));
+    assert!(error.contains("nobody"), "{error}");
 }

@@ -10,7 +10,6 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::data::{self, Split};
-use crate::address::free_ports;
 
 /// Longest wait for a process to say that it is ready.
 const START: Duration = Duration::from_secs(60);
@@ -126,6 +125,15 @@ async fn start_node(
     })
     .await?;
     Ok(Node { process, address })
+}
+
+/// As many free TCP ports of the loopback interface; nobody holds them, so use them soon.
+fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+    let mut held = Vec::new();
+    for _ in 0..count {
+        held.push(std::net::TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?);
+    }
+    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
 /// Mints a token with the command that an operator types.

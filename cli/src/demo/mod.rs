@@ -22,7 +22,6 @@ use self::fleet::Fleet;
 use self::report::{Report, Row};
 use self::traffic::{Clients, MODEL_NAME, lock};
 use crate::operator::{Operator, refused};
-use crate::softmax::argmax;
 use crate::{output, process, task};
 
 /// Marks a folder that the demo made and may replace.
@@ -210,6 +209,11 @@ fn predict(model: &Model, preprocessing: &Preprocessing, digits: &[Digit]) -> an
     Ok(logits.rows().into_iter().filter_map(|row| argmax(&row.to_vec())).collect())
 }
 
+/// Index of the largest value; the first of equals.
+pub(crate) fn argmax(row: &[f32]) -> Option<usize> {
+    row.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(index, _)| index)
+}
+
 fn accuracy(predicted: &[usize], digits: &[Digit]) -> f64 {
     let correct = digits.iter().zip(predicted).filter(|(d, p)| d.label == **p).count();
     correct as f64 / digits.len().max(1) as f64
@@ -224,4 +228,15 @@ fn agreement(seen: &traffic::Seen, predictions: &BTreeMap<u64, Vec<usize>>) -> f
         all += 1;
     }
     if all == 0 { 0.0 } else { same as f64 / all as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_equal_largest_values_is_the_class() {
+        assert_eq!(argmax(&[1.0, 3.0, 3.0]), Some(1));
+        assert_eq!(argmax(&[]), None);
+    }
 }

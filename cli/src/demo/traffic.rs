@@ -15,10 +15,10 @@ use fedge_proto::tls;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
+use super::argmax;
 use super::data::{CLASSES, Digit, PIXELS};
 use super::fleet::Fleet;
 use crate::operator::{current_identity, refused};
-use crate::softmax::argmax;
 
 /// Requests a second to all nodes together; the demo promises 50.
 const RATE: f64 = 80.0;

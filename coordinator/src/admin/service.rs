@@ -145,7 +145,6 @@ impl Operators for OperatorsService {
                     held_out_samples: s.held_out_samples,
                 })
                 .collect(),
-            certificate_not_after_ms: 0,
         });
         Ok(Response::new(ListNodesReply { nodes: nodes.collect() }))
     }

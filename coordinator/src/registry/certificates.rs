@@ -71,19 +71,6 @@ pub async fn revoke(pool: &SqlitePool, id: &SpiffeId, now: SystemTime) -> Result
     Ok(done.rows_affected())
 }
 
-/// When the newest certificate of an identity ends, if it has one that was not revoked.
-///
-/// # Errors
-/// A database that can't be read.
-pub async fn newest_end(pool: &SqlitePool, id: &SpiffeId) -> Result<Option<SystemTime>, sqlx::Error> {
-    let (end,): (Option<i64>,) =
-        sqlx::query_as("SELECT MAX(not_after) FROM certificates WHERE spiffe_id = ? AND revoked_at IS NULL")
-            .bind(id.to_string())
-            .fetch_one(pool)
-            .await?;
-    Ok(end.and_then(|end| u64::try_from(end).ok()).map(|end| SystemTime::UNIX_EPOCH + Duration::from_secs(end)))
-}
-
 /// The revoked certificates in memory, for every call of an open connection. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct DenyList(Arc<RwLock<HashSet<[u8; 32]>>>);

@@ -8,7 +8,7 @@ use fedge_proto::federation::{
 use fedge_proto::model::ModelVersion;
 use fedge_proto::operators::{NodeRound, RoundSummary, Task};
 
-use super::driver::{Board, TaskView};
+use super::board::{Board, TaskView};
 use super::state::{
     AssignmentId, CheckStatus, Evaluation, Phase, RoundOutcome, TaskOutcome, TrainedUpdate, VersionRef, WorkStatus,
 };

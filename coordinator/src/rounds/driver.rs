@@ -2,7 +2,6 @@
 //! What to do is decided in `step`; what handlers and nodes say is translated in `convert`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,11 +9,11 @@ use fedge_models::{Digest, Package};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinHandle;
 
-use super::running::{self, Running};
-use super::state::{AssignmentId, Evaluation, Phase, RoundOutcome, RoundRecord, TaskState, TrainedUpdate};
+use super::board::{Board, TaskView};
+use super::running::{self, Running, UploadTerms};
+use super::state::{AssignmentId, Evaluation, Phase, RoundOutcome, RoundRecord, TrainedUpdate};
 use super::step::{self, Admission, Effect, Event, View};
 use super::task::{TaskError, TaskSpec};
-use crate::aggregate::fixed_point::{AggregationError, Scales};
 use crate::registry::nodes::NodeRegistry;
 use crate::store::models::ModelRow;
 use crate::store::tasks::{RoundRow, StepChange};
@@ -22,43 +21,6 @@ use crate::store::{Store, StoreError, wall_clock_ms};
 
 /// How often time alone is looked at.
 const TICK: Duration = Duration::from_millis(200);
-/// What int8 may lose on a lineage that no task trains.
-const DEFAULT_INT8_TOLERANCE: f32 = 0.02;
-
-/// What everybody may look at without asking the driver: rebuilt after each step.
-#[derive(Debug, Default)]
-pub struct Board {
-    /// Counts the changes.
-    pub counter: u64,
-    /// The newest version of each lineage, and what int8 may lose on it.
-    pub serve: Vec<(ModelRow, f32)>,
-    /// Running tasks.
-    pub tasks: BTreeMap<String, TaskView>,
-}
-
-/// A running task as pollers and watchers see it.
-#[derive(Debug, Clone)]
-pub struct TaskView {
-    /// What it is.
-    pub spec: Arc<TaskSpec>,
-    /// Where it is.
-    pub state: TaskState,
-}
-
-/// What an upload has to match.
-#[derive(Debug, Clone)]
-pub struct UploadTerms {
-    /// The task.
-    pub task_id: String,
-    /// Digest of the version that was assigned.
-    pub base: Digest,
-    /// Digest of the parameter layout.
-    pub layout: Digest,
-    /// Exchanged parameters.
-    pub parameters: usize,
-    /// The round's integer scales.
-    pub scales: Arc<Scales>,
-}
 
 /// What the driver says to an upload.
 #[derive(Debug, Clone)]
@@ -409,23 +371,12 @@ impl Rounds {
 
     async fn refresh_board(&self, tasks: &BTreeMap<String, Running>) -> Result<(), StoreError> {
         let newest = self.store.newest_models().await?;
-        let tolerance = |name: &str| {
-            let task = tasks.values().find(|t| t.spec.model == name);
-            task.map_or(DEFAULT_INT8_TOLERANCE, |t| t.spec.serving.int8_tolerance)
-        };
-        let serve = newest
-            .into_iter()
-            .map(|row| {
-                let tolerance = tolerance(&row.manifest.name);
-                (row, tolerance)
-            })
-            .collect();
         let tasks = tasks
             .iter()
             .map(|(id, t)| (id.clone(), TaskView { spec: t.spec.clone(), state: t.state.clone() }))
             .collect();
         let counter = self.board.borrow().counter + 1;
-        self.board.send_replace(Arc::new(Board { counter, serve, tasks }));
+        self.board.send_replace(Arc::new(Board::new(counter, newest, tasks)));
         Ok(())
     }
 }
@@ -435,29 +386,4 @@ impl Rounds {
 struct Attached {
     update: Option<(AssignmentId, String, TrainedUpdate)>,
     minted: Option<(ModelRow, Package)>,
-}
-
-/// Why no version came out of a round's updates.
-#[derive(Debug, thiserror::Error)]
-pub enum MintError {
-    /// The arithmetic.
-    #[error(transparent)]
-    Aggregation(#[from] AggregationError),
-    /// The spool or the model repository.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The new weights do not make a model.
-    #[error("the new weights do not make a model: {0}")]
-    Model(String),
-    /// A worker died.
-    #[error("aggregation was interrupted: {0}")]
-    Interrupted(String),
-    /// A spool file is gone or unreadable.
-    #[error("reading the update {}: {source}", path.display())]
-    Spool {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
 }

@@ -1,10 +1,11 @@
 //! Rounds: what a task is, how it goes on (`step` decides, `driver` persists and acts), what the wire says of it.
 //! The arithmetic of aggregation lives in `aggregate`, durable state in `store`.
 
+pub mod board;
 pub mod convert;
 pub mod driver;
 pub mod federation;
-mod running;
+pub mod running;
 pub mod state;
 mod status;
 pub mod step;

@@ -6,17 +6,56 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fedge_models::{Manifest, Package};
+use fedge_models::{Digest, Manifest, Package};
 use tokio::task::JoinHandle;
 
-use super::driver::{MintError, UploadTerms};
 use super::state::{AssignmentId, Phase, RoundRecord, TaskState, TrainedUpdate, VersionRef, Work, WorkStatus};
 use super::task::TaskSpec;
-use crate::aggregate::fixed_point::{Accumulator, Scales};
+use crate::aggregate::fixed_point::{Accumulator, AggregationError, Scales};
 use crate::aggregate::{self, Strategy};
 use crate::store::models::ModelRow;
 use crate::store::tasks::TaskRow;
 use crate::store::{Store, StoreError};
+
+/// What an upload has to match.
+#[derive(Debug, Clone)]
+pub struct UploadTerms {
+    /// The task.
+    pub task_id: String,
+    /// Digest of the version that was assigned.
+    pub base: Digest,
+    /// Digest of the parameter layout.
+    pub layout: Digest,
+    /// Exchanged parameters.
+    pub parameters: usize,
+    /// The round's integer scales.
+    pub scales: Arc<Scales>,
+}
+
+/// Why no version came out of a round's updates.
+#[derive(Debug, thiserror::Error)]
+pub enum MintError {
+    /// The arithmetic.
+    #[error(transparent)]
+    Aggregation(#[from] AggregationError),
+    /// The spool or the model repository.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The new weights do not make a model.
+    #[error("the new weights do not make a model: {0}")]
+    Model(String),
+    /// A worker died.
+    #[error("aggregation was interrupted: {0}")]
+    Interrupted(String),
+    /// A spool file is gone or unreadable.
+    #[error("reading the update {}: {source}", path.display())]
+    Spool {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
 
 type Fold = JoinHandle<Result<(), MintError>>;
 

@@ -13,8 +13,8 @@ use tokio::io::AsyncWriteExt;
 use tonic::{Status, Streaming};
 
 use super::convert::{self, Begin};
-use super::driver::{Rounds, UploadAnswer, UploadTerms};
-use super::running::{read_delta, spool_path};
+use super::driver::{Rounds, UploadAnswer};
+use super::running::{UploadTerms, read_delta, spool_path};
 use super::state::TrainedUpdate;
 use crate::aggregate::fixed_point::{Accumulator, AggregationError};
 

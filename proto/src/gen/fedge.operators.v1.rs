@@ -228,8 +228,6 @@ pub struct Node {
     pub inference_address: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "6")]
     pub serving: ::prost::alloc::vec::Vec<NodeServing>,
-    #[prost(int64, tag = "7")]
-    pub certificate_not_after_ms: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeServing {
