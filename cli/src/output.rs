@@ -17,7 +17,7 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// A table with these columns; those in `right` are numbers.
 pub(crate) fn table(columns: &[&str], right: &[usize]) -> Table {
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_preset(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(columns);
     for index in right {
         if let Some(column) = table.column_mut(*index) {
