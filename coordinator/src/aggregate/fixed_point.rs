@@ -5,8 +5,10 @@ use std::ops::Range;
 
 use fedge_models::{Layout, ParameterClass, Weights};
 
-use crate::rounds::task::{MAX_COHORT, MAX_EXAMPLES};
-
+/// Most updates in one sum: with weights up to 2^20 and |q| < 2^31 an `i64` cannot overflow.
+pub const MAX_COHORT: usize = 1 << 12;
+/// Largest weight (number of examples) of one update.
+pub const MAX_EXAMPLES: u64 = 1 << 20;
 /// Largest |q|.
 const LIMIT: f64 = ((1i64 << 31) - 1) as f64;
 

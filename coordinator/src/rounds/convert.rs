@@ -12,7 +12,8 @@ use super::board::{Board, TaskView};
 use super::state::{
     AssignmentId, CheckStatus, Evaluation, Phase, RoundOutcome, TaskOutcome, TrainedUpdate, VersionRef, WorkStatus,
 };
-use super::task::{Loss, MAX_EXAMPLES, TrainingPlan};
+use super::task::{Loss, TrainingPlan};
+use crate::aggregate::fixed_point::MAX_EXAMPLES;
 use crate::registry::nodes::NodeServing;
 use crate::store::models::ModelRow;
 use crate::store::tasks::{RoundRow, TaskRow};

@@ -134,7 +134,7 @@ fn begin_round(spec: &TaskSpec, state: &mut TaskState, view: View) {
         nodes.shuffle(&mut rng);
         nodes.truncate(spec.rounds.cohort);
     }
-    nodes.truncate(super::task::MAX_COHORT);
+    nodes.truncate(crate::aggregate::fixed_point::MAX_COHORT);
     let work = nodes
         .into_iter()
         .map(|node| {

@@ -4,11 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::Strategy;
-
-/// Largest number of nodes in a cohort: with weights up to 2^20 and |q| < 2^31 an `i64` sum cannot overflow.
-pub const MAX_COHORT: usize = 1 << 12;
-/// Largest weight (number of examples) of one update.
-pub const MAX_EXAMPLES: u64 = 1 << 20;
+use crate::aggregate::fixed_point::MAX_COHORT;
 
 /// A task file, TOML. Unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
