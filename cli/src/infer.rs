@@ -45,8 +45,8 @@ pub(crate) struct Infer {
     /// Identity directory of an operator or a client
     #[arg(long, value_name = "DIR", default_value = "fedge-coordinator/operator", env = "FEDGE_IDENTITY")]
     identity: PathBuf,
-    /// Call a node that serves without TLS on loopback
-    #[arg(long, conflicts_with = "identity")]
+    /// Call a node that serves without TLS on loopback; no identity is shown then
+    #[arg(long)]
     plaintext: bool,
     /// Most classes to print
     #[arg(long, value_name = "K", default_value_t = 3)]

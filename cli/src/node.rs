@@ -160,6 +160,9 @@ impl Status {
             (false, None) => println!("coordinator  connecting"),
         }
         println!("work         {}", status.work);
+        for problem in &status.data_problems {
+            println!("data         {problem}");
+        }
         let mut table = output::table(&["model", "version", "precision", "training", "held out"], &[1, 3, 4]);
         for s in &status.serving {
             let precision = match (s.precision.as_str(), s.float_reason.as_str()) {

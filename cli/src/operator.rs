@@ -129,6 +129,10 @@ pub(crate) async fn current_identity(directory: &IdentityDirectory) -> anyhow::R
 /// A call's failure in the server's own words.
 pub(crate) fn refused(status: tonic::Status) -> anyhow::Error {
     match status.message() {
+        // What hyper says when a connection breaks under a call.
+        text if text.contains("h2 protocol error") || text.contains("transport error") => {
+            anyhow::anyhow!("the connection was lost ({text}); is the other side still running? try again")
+        }
         "" => anyhow::anyhow!("the server answered {:?}", status.code()),
         message => anyhow::anyhow!("{message}"),
     }

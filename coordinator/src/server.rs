@@ -1,8 +1,9 @@
 //! Assembles the coordinator: configuration, CA, store, rounds, three listeners; runs until it is told to stop.
 //! Only wiring lives here: each room does its own work.
 
+use std::fs::{File, TryLockError};
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +15,7 @@ use fedge_proto::tls::{ClientAuth, Limits, ReloadableServerConfig, TlsError, inc
 use fedge_proto::transfer::MAX_MESSAGE_BYTES;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::admin::OperatorsService;
@@ -32,7 +34,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// Age at which a connection is asked to end, and its certificate looked at again.
 const CONNECTION_AGE: Duration = Duration::from_secs(3600);
 /// Longest time that open calls get to end at shutdown.
-const DRAIN: Duration = Duration::from_secs(5);
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// Why the coordinator does not run.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,17 @@ pub enum ServerError {
     /// Its folder.
     #[error(transparent)]
     Init(#[from] InitError),
+    /// Another process runs it.
+    #[error("{} is in use: another coordinator runs on this folder; stop it first", .0.display())]
+    Running(PathBuf),
+    /// The lock of its folder.
+    #[error("cannot lock {}: {source}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// A port.
     #[error("cannot listen on {address} ({key}): {source}; {hint}")]
     Listen {
@@ -70,6 +83,7 @@ pub async fn run(
     ready: impl FnOnce(&Config),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServerError> {
+    let _lock = lock(folder)?;
     let authority = Arc::new(Authority::load(&init::authority_folder(folder)).map_err(InitError::from)?);
     let store = Store::open(&init::store_folder(folder)).await.map_err(InitError::from)?;
     let identity = current_identity(folder, &config, &authority, &store).await?;
@@ -81,7 +95,8 @@ pub async fn run(
     let enrolment_port = listen("listen.enrolment", &config.listen.enrolment).await?;
     let operators_port = listen("listen.operators", &config.listen.operators).await?;
     let rounds = Rounds::load(store.clone(), nodes).await.map_err(InitError::from)?;
-    let ticks = rounds.spawn_ticks();
+    let stop_ticks = CancellationToken::new();
+    let ticks = rounds.spawn_ticks(stop_ticks.clone());
 
     let (stop, _) = watch::channel(false);
     let layer = AuthorizationLayer::new(AnonymousCallers::EnrolmentOnly).with_revoked(denied.hook());
@@ -127,14 +142,16 @@ pub async fn run(
     shutdown.await;
     tracing::info!("shutting down");
     let _ = stop.send(true);
-    ticks.abort();
+    stop_ticks.cancel();
     housekeeping.abort();
+    let deadline = tokio::time::Instant::now() + DRAIN;
     for (name, server) in serving {
         // Open long polls would hold the process; what they ask can be asked again.
-        if let Ok(Ok(Err(error))) = tokio::time::timeout(DRAIN, server).await {
+        if let Ok(Ok(Err(error))) = tokio::time::timeout_at(deadline, server).await {
             return Err(ServerError::Serve(name, error.to_string()));
         }
     }
+    let _ = ticks.await;
     Ok(())
 }
 
@@ -157,6 +174,18 @@ fn stopped(stop: &watch::Sender<bool>) -> impl Future<Output = ()> + Send + use<
     async move {
         // An error means that the sender is gone: stop as well.
         let _ = stop.wait_for(|stop| *stop).await;
+    }
+}
+
+/// Holds the folder for this process: two drivers on one database would tear its tasks apart.
+fn lock(folder: &Path) -> Result<File, ServerError> {
+    let path = folder.join("coordinator.lock");
+    let failed = |source| ServerError::Lock { path: path.clone(), source };
+    let file = File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ServerError::Running(folder.to_owned())),
+        Err(TryLockError::Error(source)) => Err(ServerError::Lock { path, source }),
     }
 }
 
@@ -196,7 +225,7 @@ async fn current_identity(
 
 /// Looks at revocations and at the age of the own certificate, for ever.
 async fn keep_house(
-    folder: std::path::PathBuf,
+    folder: PathBuf,
     config: Config,
     authority: Arc<Authority>,
     store: Store,

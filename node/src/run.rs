@@ -1,6 +1,7 @@
 //! Assembles a node: identity, samples, models, the inference server and the federation; runs until it is told to stop.
 //! Only wiring lives here: each room does its own work.
 
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +42,17 @@ pub enum RunError {
     /// Its identity.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Another process runs it.
+    #[error("{} is in use: another node runs on this folder; stop it first", .0.display())]
+    Running(PathBuf),
+    /// The lock of its folder.
+    #[error("cannot lock {}: {source}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// Its folder has no identity.
     #[error("{} holds no identity: join first, with `fedge node join --dir DIR --coordinator HOST:7444 --token TOKEN`", .0.display())]
     NotJoined(PathBuf),
@@ -103,8 +115,9 @@ pub async fn run(
     for data in &config.data {
         file::read(&data.path)?;
     }
+    let _lock = lock(folder)?;
     let directory = identity_directory(folder);
-    let identity = usable_identity(folder, &directory).await?;
+    let identity = usable_identity(&directory).await?;
     let coordinator = directory.connection()?;
     let samples = SampleStore::open(&folder.join("samples.db"), sample_limits(&config)).await?;
     let listener = listen(address).await?;
@@ -147,6 +160,7 @@ pub async fn run(
         last_error: None,
         work: "idle".into(),
         serving: Vec::new(),
+        data_problems: Vec::new(),
     };
     status_file.write(&status);
     ready(bound);
@@ -171,10 +185,7 @@ pub async fn run(
 }
 
 /// The identity of the folder; one that has ended is renewed before anything else.
-async fn usable_identity(folder: &Path, directory: &IdentityDirectory) -> Result<Identity, RunError> {
-    if !directory.exists() {
-        return Err(RunError::NotJoined(folder.to_owned()));
-    }
+async fn usable_identity(directory: &IdentityDirectory) -> Result<Identity, RunError> {
     let identity = directory.load()?;
     if identity.id().role() != Role::Node {
         return Err(RunError::Role(directory.path().to_owned(), identity.id().role()));
@@ -204,6 +215,21 @@ fn accept(
         Err(error) => tracing::error!(%error, "the renewed certificate can't be used for serving"),
     };
     Ok((accepted, AnonymousCallers::EnrolmentOnly, Box::new(renewed)))
+}
+
+/// Holds the folder for this process: it has one sample store and one outbox.
+fn lock(folder: &Path) -> Result<File, RunError> {
+    if !identity_directory(folder).exists() {
+        return Err(RunError::NotJoined(folder.to_owned()));
+    }
+    let path = folder.join("node.lock");
+    let failed = |source| RunError::Lock { path: path.clone(), source };
+    let file = File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(RunError::Running(folder.to_owned())),
+        Err(TryLockError::Error(source)) => Err(RunError::Lock { path, source }),
+    }
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {

@@ -28,6 +28,8 @@ pub struct NodeStatus {
     pub work: String,
     /// What it serves.
     pub serving: Vec<ServedModel>,
+    /// What is wrong with its data files.
+    pub data_problems: Vec<String>,
 }
 
 /// One lineage on a node.

@@ -92,7 +92,13 @@ fn data_files_with_nan_or_unknown_labels_stop_the_node_with_row_and_column() {
 fn a_taken_port_is_named_with_what_to_do() {
     let coordinator = Coordinator::start();
     let error = fail(fedge().args(["coordinator", "run", "--dir"]).arg(coordinator.home()));
-    assert!(error.contains(&coordinator.ports[0].to_string()) && error.contains("another process"), "{error}");
+    assert!(error.contains("another coordinator runs"), "{error}");
+    let taken = coordinator.ports[0].to_string();
+    let second = coordinator.folder().join("second");
+    succeed(fedge().args(["coordinator", "init", "--federation-port", &taken, "--dir"]).arg(&second));
+    let error = fail(fedge().args(["coordinator", "run", "--dir"]).arg(&second));
+    assert!(error.contains(&taken) && error.contains("another process"), "{error}");
+    assert_eq!(error.matches("os error").count(), 1, "each cause is said once: {error}");
     let home = coordinator.folder().join("edge");
     let token = coordinator.token("node", "edge");
     let join = ["node", "join", "--coordinator", &coordinator.enrolment(), "--token", &token, "--dir"];

@@ -1,7 +1,7 @@
 //! Rounds over mutual TLS between real processes: the usual case, and processes that are killed in the middle.
 //! Who may connect at all is tested in `identities`.
 
-use crate::harness::{Coordinator, Node, digits, every, fedge, json, wait_for};
+use crate::harness::{Coordinator, Node, digits, every, fedge, json, project, succeed, wait_for};
 
 /// Short rounds for three nodes.
 const QUICK: &str = "model = \"digits\"\n[rounds]\ncount = 2\nmin_nodes = 3\n\
@@ -93,6 +93,45 @@ fn a_coordinator_killed_in_mid_round_resumes_it_and_the_updates_count_once() {
     assert_eq!(rounds[0]["outcome"], "aggregated", "{task}");
     let trained = rounds[0]["nodes"].as_array().expect("nodes").iter().filter(|n| n["outcome"] == "trained");
     assert_eq!(trained.count(), 3, "{task}");
+}
+
+#[test]
+fn a_cancelled_task_leaves_nothing_behind_and_the_next_one_on_another_name_of_the_file_runs() {
+    let coordinator = Coordinator::start();
+    coordinator.publish_digits();
+    // The same file under a second name: a task must train the lineage that it names.
+    let model = project("models/zoo/digits_cnn.onnx");
+    succeed(coordinator.as_operator(&["model", "publish", "--name", "aaa", "--scale", "0.0625"]).arg(model));
+    let nodes = [Node::start(&coordinator, "edge", &every(&digits(), 4, 0))];
+    wait_for("samples", || {
+        let status = nodes[0].status();
+        let serving = status["status"]["serving"].as_array()?.clone();
+        (serving.len() == 2 && serving.iter().all(|s| s["precision"] == "int8")).then_some(())
+    });
+    let endless = "model = \"digits\"\n[rounds]\ncount = 1000\nmin_nodes = 1\n[training]\nlearning_rate = 0.01\n";
+    for pause_ms in [150, 320, 510] {
+        let id = coordinator.create_task(endless);
+        std::thread::sleep(std::time::Duration::from_millis(pause_ms));
+        let cancelled = json(&mut coordinator.as_operator(&["task", "cancel", "--json", &id]));
+        assert_eq!(cancelled["state"], "cancelled");
+    }
+    let id = coordinator.create_task(&QUICK.replace("min_nodes = 3", "min_nodes = 1"));
+    let task = coordinator.wait_for_end(&id);
+    let outcomes: Vec<_> = task["rounds"].as_array().expect("rounds").iter().map(|r| &r["outcome"]).collect();
+    assert_eq!(outcomes, ["aggregated", "aggregated"], "{task}");
+    let spool = coordinator.home().join("store/spool");
+    wait_for("an empty spool", || std::fs::read_dir(&spool).expect("spool").next().is_none().then_some(()));
+}
+
+#[test]
+fn an_update_that_is_refused_for_good_is_not_waited_for() {
+    let (coordinator, nodes) = fleet();
+    wait_for_samples(&nodes);
+    let id = coordinator.create_task(&QUICK.replace("count = 2", "count = 1").replace("0.05", "60.0"));
+    let task = coordinator.wait_for_end(&id);
+    assert_eq!(task["rounds"][0]["outcome"], "failed", "{task}");
+    let reasons: Vec<_> = task["rounds"][0]["nodes"].as_array().expect("nodes").iter().map(|n| &n["outcome"]).collect();
+    assert!(reasons.iter().any(|o| **o == "declined"), "{task}");
 }
 
 #[test]

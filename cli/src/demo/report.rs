@@ -11,6 +11,8 @@ use crate::output;
 
 /// Share of answers that must equal the float model's class: below, something else than quantization is wrong.
 const LEAST_AGREEMENT: f64 = 0.95;
+/// Accuracy that int8 may lose against float.
+const INT8_LOSS: f64 = 0.01;
 /// Failures that are shown.
 const SHOWN_FAILURES: usize = 5;
 
@@ -211,6 +213,9 @@ impl Report {
             if score.versions.iter().any(|v| *v != self.final_version) {
                 faults.push(format!("{} does not serve version {}", score.node, self.final_version));
             }
+        }
+        if self.accuracy_int8() < self.accuracy_float - INT8_LOSS {
+            faults.push(format!("int8 is more than {:.0} point below float", INT8_LOSS * 100.0));
         }
         if self.agreement < LEAST_AGREEMENT {
             faults.push(format!("only {:.1} % of the answers equal the float model's", self.agreement * 100.0));

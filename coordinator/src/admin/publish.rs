@@ -87,7 +87,12 @@ async fn store(rounds: &Rounds, package: Package) -> Result<ModelRow, Status> {
             first.manifest.digest
         )));
     }
-    rounds.store().write_package(&package).map_err(unavailable)?;
+    rounds.store().remove_unrecorded(name, 1).await.map_err(unavailable)?;
+    let (store, written) = (rounds.store().clone(), package.clone());
+    let written = tokio::task::spawn_blocking(move || store.write_package(&written)).await;
+    written
+        .map_err(|e| Status::unavailable(format!("writing the model was interrupted: {e}")))?
+        .map_err(unavailable)?;
     let row = ModelRow::of(&package).map_err(unavailable)?;
     rounds.store().insert_model(&row).await.map_err(unavailable)?;
     rounds.published().await.map_err(unavailable)?;

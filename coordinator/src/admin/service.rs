@@ -80,7 +80,7 @@ impl Operators for OperatorsService {
     }
 
     async fn create_task(&self, request: Request<CreateTaskRequest>) -> Result<Response<Task>, Status> {
-        let created = self.rounds.create_task(&request.into_inner().specification).await;
+        let created = self.rounds.create_task(request.into_inner().specification).await;
         let id = created.map_err(|error| match &error {
             CreateError::Task(_) => Status::invalid_argument(error.to_string()),
             CreateError::UnknownModel(_) => Status::not_found(error.to_string()),
@@ -93,7 +93,8 @@ impl Operators for OperatorsService {
     async fn list_tasks(&self, _: Request<ListTasksRequest>) -> Result<Response<ListTasksReply>, Status> {
         let mut tasks = Vec::new();
         for row in self.rounds.store().tasks().await.map_err(unavailable)? {
-            tasks.push(self.describe(&row).await?);
+            // The list is for finding; `show` has the rounds.
+            tasks.push(Task { rounds: Vec::new(), ..self.describe(&row).await? });
         }
         Ok(Response::new(ListTasksReply { tasks }))
     }

@@ -43,12 +43,26 @@ pub struct NodeEntry {
 pub struct NodeRegistry {
     nodes: Mutex<BTreeMap<String, NodeEntry>>,
     liveness: Duration,
+    /// After a restart, the nodes that tasks wait for, by lineage: they get one liveness period to come back.
+    awaited: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    started: Instant,
 }
 
 impl NodeRegistry {
     /// A node counts as available for `liveness` after its last message.
     pub fn new(liveness: Duration) -> NodeRegistry {
-        NodeRegistry { nodes: Mutex::new(BTreeMap::new()), liveness }
+        NodeRegistry {
+            nodes: Mutex::new(BTreeMap::new()),
+            liveness,
+            awaited: Mutex::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// A task of before the restart waits for these nodes.
+    pub fn await_again(&self, model: &str, nodes: impl IntoIterator<Item = String>) {
+        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        awaited.entry(model.to_owned()).or_default().extend(nodes);
     }
 
     /// A node opened a session.
@@ -78,12 +92,18 @@ impl NodeRegistry {
     /// Nodes that are alive and have training samples for this lineage.
     pub fn available(&self, model: &str) -> BTreeSet<String> {
         let now = Instant::now();
-        self.lock()
+        let mut available: BTreeSet<String> = self
+            .lock()
             .iter()
             .filter(|(_, n)| self.alive(n, now))
             .filter(|(_, n)| n.serving.iter().any(|s| s.model == model && s.training_samples > 0))
             .map(|(id, _)| id.clone())
-            .collect()
+            .collect();
+        if now.saturating_duration_since(self.started) < self.liveness {
+            let awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+            available.extend(awaited.get(model).into_iter().flatten().cloned());
+        }
+        available
     }
 
     /// Every node with a session, and whether it is alive.
@@ -141,6 +161,17 @@ mod tests {
         dead.hello("a", "fedge", "");
         dead.heartbeat("a", serving(5));
         assert_eq!(dead.available("digits"), BTreeSet::new());
+    }
+
+    #[test]
+    fn after_a_restart_awaited_nodes_get_one_liveness_period_to_come_back() {
+        let registry = NodeRegistry::new(Duration::from_secs(60));
+        registry.await_again("digits", ["a".to_owned()]);
+        assert_eq!(registry.available("digits"), BTreeSet::from(["a".to_owned()]));
+        assert_eq!(registry.available("other"), BTreeSet::new());
+        let later = NodeRegistry::new(Duration::ZERO);
+        later.await_again("digits", ["a".to_owned()]);
+        assert_eq!(later.available("digits"), BTreeSet::new());
     }
 
     #[test]

@@ -153,7 +153,12 @@ pub fn poll_reply(board: &Board, node: &str, now_ms: u64) -> PollReply {
         version: Some(model_version(row)),
         int8_tolerance: *int8_tolerance,
     });
-    let assignment = board.tasks.iter().find_map(|(id, task)| assignment_of(board, id, task, node, now_ms));
+    // Of several tasks the round that began first is worked on first, so that none takes another's node away.
+    let assignments = board.tasks.iter().filter_map(|(id, task)| {
+        let assignment = assignment_of(board, id, task, node, now_ms)?;
+        Some((task.state.phase.started_ms()?, id, assignment))
+    });
+    let assignment = assignments.min_by_key(|(started_ms, id, _)| (*started_ms, *id)).map(|(.., a)| a);
     let mut reply = PollReply { seen: 0, serve: serve.collect(), assignment };
     reply.seen = fingerprint(&reply);
     reply
@@ -168,7 +173,8 @@ fn assignment_of(
 ) -> Option<poll_reply::Assignment> {
     // Between minting and the next poll the board holds the newest version of the lineage: the one that is worked on.
     let version = |v: &VersionRef| {
-        let row = board.serve.iter().map(|(row, _)| row).find(|row| row.manifest.digest == v.digest);
+        let is_it = |row: &&ModelRow| row.manifest.name == task.spec.model && row.manifest.digest == v.digest;
+        let row = board.serve.iter().map(|(row, _)| row).find(is_it);
         row.map(model_version)
     };
     let base = version(&task.state.base)?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use fedge_models::{Digest, Package};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::board::{Board, TaskView};
 use super::running::{self, Running, UploadTerms};
@@ -21,6 +22,8 @@ use crate::store::{Store, StoreError, wall_clock_ms};
 
 /// How often time alone is looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// How often the clock is persisted without a step: at most so much of a deadline is lost by a restart.
+const SAVE_CLOCK_MS: u64 = 5_000;
 
 /// What the driver says to an upload.
 #[derive(Debug, Clone)]
@@ -72,7 +75,7 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// Loads every task that has not ended and folds its accepted updates again.
+    /// Loads every task that has not ended, folds its accepted updates again, and waits for its nodes again.
     ///
     /// # Errors
     /// [`StoreError`] if the store can't be read; a task whose model or spool is damaged is named.
@@ -81,9 +84,12 @@ impl Rounds {
         for row in store.tasks().await? {
             if !matches!(row.state.phase, Phase::Ended { .. }) {
                 let id = row.state.task_id.clone();
-                tasks.insert(id, Running::load(&store, row)?);
+                let running = Running::load(&store, row)?;
+                nodes.await_again(&running.spec.model, running.awaited());
+                tasks.insert(id, running);
             }
         }
+        running::sweep_spool(&store.spool_folder(), tasks.values());
         let clock_base_ms = store.elapsed_ms().await?;
         let rounds = Arc::new(Rounds {
             store,
@@ -100,18 +106,29 @@ impl Rounds {
         Ok(rounds)
     }
 
-    /// Lets time pass until the handle is aborted.
-    pub fn spawn_ticks(self: &Arc<Self>) -> JoinHandle<()> {
+    /// Lets time pass until `stop`; a step that has begun is finished first.
+    pub fn spawn_ticks(self: &Arc<Self>, stop: CancellationToken) -> JoinHandle<()> {
         let rounds = self.clone();
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(TICK);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut saved_ms = rounds.now_ms();
             loop {
-                ticks.tick().await;
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = ticks.tick() => {}
+                }
                 let ids: Vec<String> = rounds.tasks.lock().await.keys().cloned().collect();
                 for id in ids {
                     if let Err(error) = rounds.event(&id, Event::Tick, Attached::default()).await {
                         tracing::error!(task = %id, %error, "a step could not be persisted; it is tried again");
+                    }
+                }
+                let now_ms = rounds.now_ms();
+                if now_ms >= saved_ms + SAVE_CLOCK_MS {
+                    saved_ms = now_ms;
+                    if let Err(error) = rounds.store.save_elapsed(now_ms).await {
+                        tracing::error!(%error, "the clock could not be persisted");
                     }
                 }
             }
@@ -143,7 +160,12 @@ impl Rounds {
     ///
     /// # Errors
     /// [`CreateError`] says what is wrong with the file, or which task is in the way.
-    pub async fn create_task(&self, specification: &str) -> Result<String, CreateError> {
+    pub async fn create_task(self: &Arc<Self>, specification: String) -> Result<String, CreateError> {
+        let rounds = self.clone();
+        uncancelled(async move { rounds.create_task_now(&specification).await }).await
+    }
+
+    async fn create_task_now(&self, specification: &str) -> Result<String, CreateError> {
         let spec = TaskSpec::parse(specification)?;
         let mut tasks = self.tasks.lock().await;
         if let Some((task, _)) = tasks.iter().find(|(_, t)| t.spec.model == spec.model) {
@@ -180,7 +202,8 @@ impl Rounds {
     /// # Errors
     /// [`StoreError`] if the end could not be persisted.
     pub async fn cancel(self: &Arc<Self>, task_id: &str) -> Result<bool, StoreError> {
-        self.event(task_id, Event::Cancelled, Attached::default()).await
+        let (rounds, id) = (self.clone(), task_id.to_owned());
+        uncancelled(async move { rounds.event(&id, Event::Cancelled, Attached::default()).await }).await
     }
 
     /// Whether an upload of `node` for `assignment` is awaited, and on which terms.
@@ -206,6 +229,16 @@ impl Rounds {
     /// # Errors
     /// [`StoreError`]: nothing was acknowledged, the node may send it again.
     pub async fn commit(
+        self: &Arc<Self>,
+        node: &str,
+        assignment: AssignmentId,
+        update: TrainedUpdate,
+    ) -> Result<UploadAnswer, StoreError> {
+        let (rounds, node) = (self.clone(), node.to_owned());
+        uncancelled(async move { rounds.commit_now(&node, assignment, update).await }).await
+    }
+
+    async fn commit_now(
         self: &Arc<Self>,
         node: &str,
         assignment: AssignmentId,
@@ -261,12 +294,16 @@ impl Rounds {
     }
 
     async fn answer(self: &Arc<Self>, node: &str, assignment: AssignmentId, event: Event) -> Result<bool, StoreError> {
-        let mut tasks = self.tasks.lock().await;
-        let id = tasks.iter().find(|(_, t)| t.owner(assignment) == Some(node)).map(|(id, _)| id.clone());
-        match id {
-            Some(id) => self.apply(&mut tasks, &id, event, Attached::default()).await.map(|()| true),
-            None => Ok(false),
-        }
+        let (rounds, node) = (self.clone(), node.to_owned());
+        uncancelled(async move {
+            let mut tasks = rounds.tasks.lock().await;
+            let id = tasks.iter().find(|(_, t)| t.owner(assignment) == Some(&node)).map(|(id, _)| id.clone());
+            match id {
+                Some(id) => rounds.apply(&mut tasks, &id, event, Attached::default()).await.map(|()| true),
+                None => Ok(false),
+            }
+        })
+        .await
     }
 
     async fn event(self: &Arc<Self>, task_id: &str, event: Event, attached: Attached) -> Result<bool, StoreError> {
@@ -291,6 +328,7 @@ impl Rounds {
         let (next, effects) = step::step(&running.spec, running.state.clone(), &event, view);
         if next == running.state && effects.is_empty() {
             if running.aggregation_is_missing() {
+                running.fold_again(&self.store.spool_folder());
                 self.spawn_aggregation(running);
             }
             return Ok(());
@@ -308,12 +346,14 @@ impl Rounds {
                 round: round.as_ref(),
             })
             .await?;
+        let work_before = running.work();
         running.enter(next, attached.minted.map(|(_, package)| package));
         if let Some((assignment, _, update)) = &attached.update {
             running.fold(&self.store.spool_folder(), *assignment, update);
         }
         let ended = self.act(running, &effects);
         if ended {
+            running::remove_spools(&self.store.spool_folder(), &work_before);
             tasks.remove(task_id);
         }
         self.refresh_board(tasks).await
@@ -327,7 +367,7 @@ impl Rounds {
                 Effect::Aggregate { .. } => self.spawn_aggregation(running),
                 Effect::RecordRound(record) => {
                     tracing::info!(task = %running.state.task_id, round = record.round, outcome = ?record.outcome, "round ended");
-                    running::remove_spools(&self.store.spool_folder(), record);
+                    running::remove_spools(&self.store.spool_folder(), &record.work);
                 }
                 Effect::Ended(outcome) => {
                     tracing::info!(task = %running.state.task_id, ?outcome, "task ended");
@@ -386,4 +426,15 @@ impl Rounds {
 struct Attached {
     update: Option<(AssignmentId, String, TrainedUpdate)>,
     minted: Option<(ModelRow, Package)>,
+}
+
+/// Runs a step to its end even when the caller goes away: a handler is dropped with its connection, and what was persisted
+/// must be entered as well.
+async fn uncancelled<T, E>(work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<StoreError> + Send + 'static,
+{
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|_| Err(StoreError::Interrupted("a step of the rounds").into()))
 }

@@ -1,7 +1,7 @@
 //! A running task in memory: its state, its base model and the sum of the updates that were accepted so far.
 //! Everything here can be built again from the store; the order of persisting and acting is `driver`'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fedge_models::{Digest, Manifest, Package};
 use tokio::task::JoinHandle;
 
-use super::state::{AssignmentId, Phase, RoundRecord, TaskState, TrainedUpdate, VersionRef, Work, WorkStatus};
+use super::state::{AssignmentId, Phase, TaskState, TrainedUpdate, VersionRef, Work, WorkStatus};
 use super::task::TaskSpec;
 use crate::aggregate::fixed_point::{Accumulator, AggregationError, Scales};
 use crate::aggregate::{self, Strategy};
@@ -86,10 +86,8 @@ impl Running {
             .map_err(|e| StoreError::Damaged { what: format!("task {}", row.state.task_id), reason: e.to_string() })?;
         let package = store.read_package(&spec.model, row.state.base.number)?;
         let mut running = Running::new(spec, row.state, package);
-        if let Phase::Training { work, .. } | Phase::Aggregating { work, .. } = running.state.phase.clone() {
-            for (assignment, update) in trained(&work) {
-                running.fold(&store.spool_folder(), assignment, update);
-            }
+        if !matches!(running.state.phase, Phase::Evaluating { .. }) {
+            running.fold_again(&store.spool_folder());
         }
         Ok(running)
     }
@@ -163,6 +161,33 @@ impl Running {
         matches!(self.state.phase, Phase::Aggregating { .. }) && !self.aggregating
     }
 
+    /// Begins the sum again and folds every accepted update into it: after a restart, or when an attempt broke off.
+    pub(super) fn fold_again(&mut self, spool_folder: &Path) {
+        self.sum = Arc::new(Mutex::new(Accumulator::new((*self.scales).clone())));
+        self.folds.clear();
+        for (assignment, update) in trained(&self.work()) {
+            self.fold(spool_folder, assignment, update);
+        }
+    }
+
+    /// The cohort's work of the round that is being trained or aggregated; empty otherwise.
+    pub(super) fn work(&self) -> BTreeMap<String, Work> {
+        match &self.state.phase {
+            Phase::Training { work, .. } | Phase::Aggregating { work, .. } => work.clone(),
+            Phase::Evaluating { trained, .. } => trained.clone(),
+            Phase::Waiting { .. } | Phase::Ended { .. } => BTreeMap::new(),
+        }
+    }
+
+    /// Nodes that the task waits for.
+    pub(super) fn awaited(&self) -> Vec<String> {
+        let work = self.work().into_keys();
+        match &self.state.phase {
+            Phase::Evaluating { checks, .. } => work.chain(checks.keys().cloned()).collect(),
+            _ => work.collect(),
+        }
+    }
+
     /// The aggregation of this round has reported.
     pub(super) fn aggregation_ended(&mut self) {
         self.aggregating = false;
@@ -183,6 +208,7 @@ impl Running {
             for fold in folds {
                 fold.await.map_err(|e| MintError::Interrupted(e.to_string()))??;
             }
+            store.remove_unrecorded(&base.manifest.name, base.manifest.number + 1).await?;
             let work = move || mint(&store, &base, &sum, strategy, task, round);
             tokio::task::spawn_blocking(work).await.map_err(|e| MintError::Interrupted(e.to_string()))?
         })
@@ -203,12 +229,32 @@ pub(super) fn spool_path(folder: &Path, assignment: AssignmentId, sha256: &[u8; 
     folder.join(format!("{assignment}-{}", hex::encode(sha256)))
 }
 
-/// Removes the payloads of a round that is over.
-pub(super) fn remove_spools(folder: &Path, record: &RoundRecord) {
-    for (assignment, update) in trained(&record.work) {
+/// Removes the payloads of work that is over.
+pub(super) fn remove_spools(folder: &Path, work: &BTreeMap<String, Work>) {
+    for (assignment, update) in trained(work) {
         let path = spool_path(folder, assignment, &update.sha256);
-        if let Err(error) = std::fs::remove_file(&path) {
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
             tracing::warn!(path = %path.display(), %error, "an update's file could not be removed");
+        }
+    }
+}
+
+/// Removes every file of the spool that no running task refers to: what a crash left behind.
+pub(super) fn sweep_spool<'a>(folder: &Path, tasks: impl Iterator<Item = &'a Running>) {
+    let known: BTreeSet<PathBuf> = tasks
+        .flat_map(|task| {
+            let work = task.work();
+            trained(&work).map(|(id, update)| spool_path(folder, id, &update.sha256)).collect::<Vec<_>>()
+        })
+        .collect();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !known.contains(&path)
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "a leftover of the spool could not be removed");
         }
     }
 }

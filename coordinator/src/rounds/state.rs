@@ -130,6 +130,18 @@ pub enum Phase {
     },
 }
 
+impl Phase {
+    /// When the round began that is under way, if one is.
+    pub fn started_ms(&self) -> Option<u64> {
+        match self {
+            Phase::Training { started_ms, .. }
+            | Phase::Aggregating { started_ms, .. }
+            | Phase::Evaluating { started_ms, .. } => Some(*started_ms),
+            Phase::Waiting { .. } | Phase::Ended { .. } => None,
+        }
+    }
+}
+
 /// How a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

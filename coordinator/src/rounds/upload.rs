@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 use super::convert::{self, Begin};
 use super::driver::{Rounds, UploadAnswer};
 use super::running::{UploadTerms, read_delta, spool_path};
-use super::state::TrainedUpdate;
+use super::state::{AssignmentId, TrainedUpdate};
 use crate::aggregate::fixed_point::{Accumulator, AggregationError};
 
 /// Longest silence within an upload.
@@ -97,6 +97,14 @@ impl UploadError {
         }
     }
 
+    /// Whether the same node would send the same again: trained on something else, or to impossible values.
+    fn is_final(&self) -> bool {
+        matches!(
+            self,
+            UploadError::Base { .. } | UploadError::Layout { .. } | UploadError::Size { .. } | UploadError::Values(_)
+        )
+    }
+
     fn status(&self) -> Status {
         let text = self.to_string();
         match self {
@@ -133,12 +141,18 @@ impl Uploads {
     /// The refusal as a status; it is counted for its task.
     pub async fn receive(&self, node: &str, stream: Streaming<UploadRequest>) -> Result<UploadReceipt, Status> {
         let _slot = self.slot(node)?;
-        let mut task_id = None;
-        let result = self.run(node, stream, &mut task_id).await;
-        if let (Err(error), Some(task_id)) = (&result, task_id) {
+        let mut admitted = None;
+        let result = self.run(node, stream, &mut admitted).await;
+        if let (Err(error), Some((task_id, assignment))) = (&result, admitted) {
             tracing::warn!(%node, %error, "update refused");
-            if let Err(error) = self.rounds.store().count_refusal(&task_id, error.slug()).await {
-                tracing::error!(%error, "a refusal could not be counted");
+            let counted = self.rounds.store().count_refusal(&task_id, error.slug()).await;
+            // What will never be right is not waited for.
+            let declined = match error.is_final() {
+                true => self.rounds.decline(node, assignment, format!("its update was refused: {error}")).await,
+                false => Ok(true),
+            };
+            if let Err(error) = counted.and(declined) {
+                tracing::error!(%error, "a refusal could not be recorded");
             }
         }
         result.map_err(|e| e.status())
@@ -148,7 +162,7 @@ impl Uploads {
         &self,
         node: &str,
         mut stream: Streaming<UploadRequest>,
-        task_id: &mut Option<String>,
+        admitted: &mut Option<(String, AssignmentId)>,
     ) -> Result<UploadReceipt, UploadError> {
         let Part::Begin(begin) = next(&mut stream).await? else {
             return Err(UploadError::Protocol("an upload begins with `begin`".into()));
@@ -167,15 +181,19 @@ impl Uploads {
                 return self.earlier(&begin, sha256).await.map(|counted| receipt(sha256, counted));
             }
         };
-        *task_id = Some(terms.task_id.clone());
+        *admitted = Some((terms.task_id.clone(), begin.assignment));
         check_terms(&begin, &terms)?;
         let (file, sha256) = self.spool(&mut stream, &begin).await?;
         let folder = self.rounds.store().spool_folder();
         let path = spool_path(&folder, begin.assignment, &sha256);
-        verify(file, path, folder, terms, begin.update.examples).await?;
+        verify(file, path.clone(), folder, terms, begin.update.examples).await?;
         let update = TrainedUpdate { sha256, bytes: begin.size_bytes, ..begin.update.clone() };
         let answer = self.rounds.commit(node, begin.assignment, update).await;
-        match answer.map_err(|e| UploadError::Disk(e.to_string()))? {
+        let answer = answer.map_err(|e| UploadError::Disk(e.to_string()))?;
+        if !matches!(answer, UploadAnswer::Open(_) | UploadAnswer::Duplicate) {
+            let _ = std::fs::remove_file(&path);
+        }
+        match answer {
             UploadAnswer::Open(_) | UploadAnswer::Duplicate => Ok(receipt(sha256, true)),
             UploadAnswer::Foreign => Err(UploadError::Foreign(begin.assignment.to_string())),
             UploadAnswer::Conflict => Err(UploadError::Conflict(begin.assignment.to_string())),

@@ -33,6 +33,9 @@ pub enum StoreError {
         /// Why not.
         source: sqlx::Error,
     },
+    /// A background worker died.
+    #[error("{0} was interrupted; try again")]
+    Interrupted(&'static str),
     /// The database is of another version, or no database of ours.
     #[error("the database {}: {source}; restore it from a backup or move it away", path.display())]
     Migration {

@@ -71,6 +71,24 @@ impl Store {
         })
     }
 
+    /// Removes the files of a version that has no row: a crash or a cancelled task left them between writing and
+    /// recording. The database says what exists.
+    ///
+    /// # Errors
+    /// [`StoreError`] when they can't be removed.
+    pub async fn remove_unrecorded(&self, name: &str, number: u64) -> Result<(), StoreError> {
+        if self.model(name, number).await?.is_some() {
+            return Ok(());
+        }
+        let path = self.models_folder().join(name).join(number.to_string());
+        match std::fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::File { what: "cannot remove the leftover", path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Adds a published version's row.
     ///
     /// # Errors

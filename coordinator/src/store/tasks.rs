@@ -194,6 +194,19 @@ impl Store {
         Ok(rows.into_iter().map(|(reason, count)| (reason, count as u64)).collect())
     }
 
+    /// Persists the elapsed time between steps.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn save_elapsed(&self, elapsed_ms: u64) -> Result<(), StoreError> {
+        sqlx::query("UPDATE clock SET elapsed_ms = MAX(elapsed_ms, ?)")
+            .bind(elapsed_ms as i64)
+            .execute(&self.pool)
+            .await
+            .map(|_| ())
+            .map_err(self.database("recording the clock"))
+    }
+
     /// The elapsed milliseconds that were persisted last.
     ///
     /// # Errors

@@ -102,16 +102,19 @@ impl Outbox {
         }
     }
 
-    /// Updates that were not answered before the last stop.
+    /// Updates that were not answered before the last stop, the newest last.
     pub fn found(&self) -> Vec<AssignmentId> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let ids = entries.filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
             let mut id = [0; 16];
             hex::decode_to_slice(name.strip_suffix(".json")?, &mut id).ok()?;
-            Some(AssignmentId(id))
+            let written = self.announcement_path(AssignmentId(id)).metadata().and_then(|m| m.modified()).ok();
+            Some((written, AssignmentId(id)))
         });
-        ids.collect()
+        let mut ids: Vec<_> = ids.collect();
+        ids.sort_unstable();
+        ids.into_iter().map(|(_, id)| id).collect()
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), OutboxError> {

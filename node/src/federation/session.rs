@@ -97,7 +97,11 @@ impl Session {
                 model: name,
             });
         }
-        self.change(|status| status.serving = serving);
+        let data_problems = workshop.versions.data_problems();
+        self.change(|status| {
+            status.serving = serving;
+            status.data_problems = data_problems;
+        });
     }
 
     /// Sends an update once.

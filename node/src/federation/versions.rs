@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use super::convert::Version;
 use crate::config::DataFile;
 use crate::inference::{ModelRepository, PrepareError, PrepareOptions, Serving, prepare};
-use crate::samples::{FileError, Sample, SampleError, SampleStore, file};
+use crate::samples::{Sample, SampleError, SampleStore, file};
 
 /// Samples that activation ranges are calibrated on, at most.
 const CALIBRATION_SAMPLES: usize = 512;
@@ -48,9 +48,6 @@ pub enum VersionError {
     /// The sample store.
     #[error(transparent)]
     Samples(#[from] SampleError),
-    /// A data file.
-    #[error(transparent)]
-    Data(#[from] FileError),
     /// A background task died.
     #[error("preparing the model was interrupted: {0}")]
     Interrupted(String),
@@ -75,6 +72,8 @@ pub struct Versions {
     fetching: AsyncMutex<()>,
     /// One preparation at a time: it takes memory and both of a small device's cores.
     preparing: AsyncMutex<()>,
+    /// What was wrong with a data file, by path: said once, and in the status; serving goes on without it.
+    data_problems: Mutex<BTreeMap<PathBuf, String>>,
     /// Training samples that a lineage had when its served version was prepared.
     prepared_with: Mutex<BTreeMap<String, u64>>,
 }
@@ -95,6 +94,7 @@ impl Versions {
             ingested: AsyncMutex::default(),
             fetching: AsyncMutex::default(),
             preparing: AsyncMutex::default(),
+            data_problems: Mutex::default(),
             prepared_with: Mutex::default(),
         }
     }
@@ -102,6 +102,11 @@ impl Versions {
     /// What is being served.
     pub fn repository(&self) -> &ModelRepository {
         &self.repository
+    }
+
+    /// What is wrong with data files, a sentence each.
+    pub fn data_problems(&self) -> Vec<String> {
+        self.data_problems.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Serves the newest version on disk of each lineage, before the coordinator is reached.
@@ -130,7 +135,9 @@ impl Versions {
         let manifest = &version.manifest;
         let folder = self.version_folder(&manifest.name, manifest.number);
         let _one = self.fetching.lock().await;
-        if let Ok(package) = Package::read(&folder)
+        let interrupted = |e: tokio::task::JoinError| VersionError::Interrupted(e.to_string());
+        let kept = tokio::task::spawn_blocking(move || Package::read(&folder)).await.map_err(interrupted)?;
+        if let Ok(package) = kept
             && package.manifest == **manifest
         {
             return Ok(package);
@@ -143,7 +150,7 @@ impl Versions {
             prune(&repository.join(&package.manifest.name), package.manifest.number);
             Ok(package)
         };
-        tokio::task::spawn_blocking(work).await.map_err(|e| VersionError::Interrupted(e.to_string()))?
+        tokio::task::spawn_blocking(work).await.map_err(interrupted)?
     }
 
     /// Serves a version, unless it is served already and nothing would change.
@@ -158,15 +165,15 @@ impl Versions {
     ) -> Result<Arc<Serving>, VersionError> {
         let name = &version.manifest.name;
         self.repository.expect(name);
-        let package = self.package(client, version).await?;
-        self.ingest(&package).await?;
         let _one = self.preparing.lock().await;
         if let Some(current) = self.repository.current(name)
-            && current.manifest().digest == version.manifest.digest
+            && *current.manifest() == *version.manifest
             && !self.samples_came_since(name).await?
         {
             return Ok(current);
         }
+        let package = self.package(client, version).await?;
+        self.ingest(&package).await?;
         self.prepare_and_swap(package, PrepareOptions { int8_tolerance, ..PrepareOptions::default() }).await
     }
 
@@ -210,14 +217,23 @@ impl Versions {
         let files: Vec<&DataFile> =
             self.data.iter().filter(|d| d.model.as_ref().is_none_or(|m| *m == manifest.name)).collect();
         for data in files.into_iter().skip(*done) {
+            *done += 1;
             let (path, labels) = (data.path.clone(), manifest.labels.clone());
             let (sample_len, classes) = (package.model.input().sample_len(), package.model.output().sample_len());
             let read = move || file::read(&path)?.into_samples(sample_len, classes, &labels);
-            let samples =
-                tokio::task::spawn_blocking(read).await.map_err(|e| VersionError::Interrupted(e.to_string()))??;
-            let added = self.samples.add_many(&manifest.name, samples).await?;
-            tracing::info!(file = %data.path.display(), model = %manifest.name, ?added, "samples read");
-            *done += 1;
+            let read = tokio::task::spawn_blocking(read).await.map_err(|e| VersionError::Interrupted(e.to_string()))?;
+            match read {
+                Ok(samples) => {
+                    let added = self.samples.add_many(&manifest.name, samples).await?;
+                    tracing::info!(file = %data.path.display(), model = %manifest.name, ?added, "samples read");
+                }
+                // Serving comes first: a file that does not fit is no reason to serve nothing.
+                Err(error) => {
+                    tracing::error!(model = %manifest.name, %error, "a data file does not fit and is left out");
+                    let mut problems = self.data_problems.lock().unwrap_or_else(PoisonError::into_inner);
+                    problems.insert(data.path.clone(), format!("for model {:?}: {error}", manifest.name));
+                }
+            }
         }
         Ok(())
     }
