@@ -26,7 +26,7 @@ use clap::{Parser, Subcommand};
 
 /// One ONNX file in; a fleet that serves it in int8 and keeps learning from its own data.
 #[derive(Debug, Parser)]
-#[command(name = "fedge", version, propagate_version = true)]
+#[command(name = "fedge", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -325,7 +325,7 @@ pub(crate) struct Get {
     name: String,
     /// Version [default: the newest]
     #[arg(long, value_name = "NUMBER", default_value_t = 0, hide_default_value = true)]
-    number: u64,
+    version: u64,
     /// Where the ONNX file goes
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -335,7 +335,7 @@ pub(crate) struct Get {
 
 impl Get {
     async fn run(self) -> anyhow::Result<()> {
-        let (manifest, model) = self.operator.connect().await?.download(&self.name, self.number).await?;
+        let (manifest, model) = self.operator.connect().await?.download(&self.name, self.version).await?;
         std::fs::write(&self.out, model.bytes()).with_context(|| format!("cannot write {}", self.out.display()))?;
         println!("{} version {} is in {}.", manifest.name, manifest.number, self.out.display());
         Ok(())

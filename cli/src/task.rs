@@ -57,7 +57,7 @@ pub(crate) struct One {
     id: String,
     #[command(flatten)]
     operator: OperatorFlags,
-    /// Print JSON, one object a line
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -130,33 +130,47 @@ impl List {
 impl One {
     async fn watch(self) -> anyhow::Result<()> {
         let mut stream = events(&self.operator.connect().await?, &self.id).await?;
+        let lost = |status| {
+            let again = format!("the task goes on; `fedge task watch {}` follows it again", self.id);
+            refused(status).context(again)
+        };
         let spinner = output::spinner();
         if !self.json {
             println!("{ROUND_HEADER}");
         }
-        while let Some(event) = stream.message().await.map_err(refused)? {
+        while let Some(event) = stream.message().await.map_err(lost)? {
             match event.event {
                 Some(Event::Status(status)) if self.json => {
                     output::json(&serde_json::json!({ "status": status }))?;
                 }
-                Some(Event::Status(status)) if spinner.is_hidden() => println!("  {status}"),
+                // Elsewhere than on a terminal the table's lines are enough, and what a waiting task waits for.
+                Some(Event::Status(status)) if spinner.is_hidden() && status.contains("waits for nodes") => {
+                    println!("       {status}");
+                }
                 Some(Event::Status(status)) => spinner.set_message(status),
                 Some(Event::Round(round)) if self.json => output::json(&round_json(&round))?,
                 Some(Event::Round(round)) => spinner.suspend(|| println!("{}", round_line(&round))),
                 Some(Event::Ended(task)) => {
                     spinner.finish_and_clear();
-                    return if self.json {
-                        output::json(&task_json(&task))
-                    } else {
-                        println!("{}: {}", task.id, task.status);
-                        Ok(())
-                    };
+                    return ended(&task, self.json);
                 }
                 None => {}
             }
         }
         anyhow::bail!("the coordinator ended the watch: it is shutting down, or was restarted; watch again")
     }
+}
+
+/// Says how a task ended; an error when nothing came of it.
+fn ended(task: &Task, json: bool) -> anyhow::Result<()> {
+    if json {
+        output::json(&task_json(task))?;
+    } else {
+        println!("{} {}: {}", task.id, task.state, task.status);
+    }
+    let fruitless = !task.rounds.iter().any(|r| r.outcome == "aggregated");
+    anyhow::ensure!(task.state != "finished" || !fruitless, "no round of {} succeeded; its rounds say why", task.id);
+    Ok(())
 }
 
 const ROUND_HEADER: &str =
@@ -166,23 +180,25 @@ fn round_line(r: &RoundSummary) -> String {
     let trained = r.nodes.iter().filter(|n| n.outcome == "trained").count();
     let examples: u64 = r.nodes.iter().map(|n| n.examples).sum();
     let mut line = format!(
-        "{:>5}  {:>7}  {:<11}  {:>2}/{:<2}  {:>8}  {:>6}  {:>6}  {:>6.4}  {:>7}  {:>7}  {:>6.1} s",
+        "{:>5}  {:>7}  {:<11}  {:>2}/{:<2}  {:>8}  {:>6}  {:>6}  {:>6}  {:>7}  {:>7}  {:>6.1} s",
         r.round,
-        r.version,
+        if r.version == 0 { "–".to_owned() } else { r.version.to_string() },
         r.outcome,
         trained,
         r.nodes.len(),
         examples,
         output::percent(r.correct_float, r.evaluated_examples),
         output::percent(r.correct_served, r.evaluated_examples),
-        r.loss,
+        if r.evaluated_examples == 0 { "–".to_owned() } else { format!("{:.4}", r.loss) },
         output::bytes(r.bytes_up),
         output::bytes(r.bytes_down),
         r.duration_ms as f64 / 1000.0
     );
-    for text in std::iter::once(&r.reason).chain(r.nodes.iter().map(|n| &n.reason)).filter(|t| !t.is_empty()) {
-        line.push_str("\n       ");
-        line.push_str(text);
+    if !r.reason.is_empty() {
+        line.push_str(&format!("\n       {}", r.reason));
+    }
+    for node in r.nodes.iter().filter(|n| !n.reason.is_empty()) {
+        line.push_str(&format!("\n       {}: {}", node.node, node.reason));
     }
     line
 }

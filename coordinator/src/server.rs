@@ -34,7 +34,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// Age at which a connection is asked to end, and its certificate looked at again.
 const CONNECTION_AGE: Duration = Duration::from_secs(3600);
 /// Longest time that open calls get to end at shutdown.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// Why the coordinator does not run.
 #[derive(Debug, thiserror::Error)]

@@ -66,7 +66,7 @@ impl Demo {
         };
         fleet.stop().await;
         let report = told?;
-        println!("{}", report.summary(&self.dir));
+        println!("{}", report.summary(&self.dir, &called_as()));
         if self.json {
             output::json(&report.json())?;
         }
@@ -166,9 +166,19 @@ impl Demo {
     }
 }
 
+/// How to call this program again: by its name where it is on the PATH, else by the path that it was called with.
+fn called_as() -> String {
+    let called = std::env::args().next().unwrap_or_default();
+    let name = Path::new(&called).file_stem().unwrap_or_default();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
+    if found { name.to_string_lossy().into_owned() } else { called }
+}
+
 /// An empty folder; what an earlier demo left there goes, anything else stays and is an error.
 fn prepare_folder(folder: &Path) -> anyhow::Result<()> {
     if folder.join(MARKER).exists() {
+        refuse_if_in_use(folder)?;
         std::fs::remove_dir_all(folder).with_context(|| format!("cannot replace {}", folder.display()))?;
     }
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -177,6 +187,19 @@ fn prepare_folder(folder: &Path) -> anyhow::Result<()> {
     let marker = folder.join(MARKER);
     std::fs::write(&marker, "made by `fedge demo`, which replaces this folder\n")
         .with_context(|| format!("cannot write {}", marker.display()))
+}
+
+/// A coordinator or node of an earlier demo may still run on its folder: it holds the lock there.
+fn refuse_if_in_use(folder: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?.flatten() {
+        for name in ["coordinator.lock", "node.lock"] {
+            let Ok(lock) = std::fs::File::open(entry.path().join(name)) else { continue };
+            if matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock)) {
+                bail!("{} is in use: stop what runs there first, or give another --dir", entry.path().display());
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn wait_until_served(operator: &Operator, fleet: &mut Fleet) -> anyhow::Result<()> {

@@ -45,9 +45,9 @@ pub(super) struct Report {
 /// What is about to happen, and who has which digits.
 pub(super) fn introduction(folder: &Path, split: &Split) -> String {
     let mut text = format!(
-        "A coordinator and {} nodes start in {}, over mutual TLS on loopback.\n\
+        "A coordinator and {} start in {}, over mutual TLS on loopback.\n\
          {} handwritten digits are kept aside for measuring; the rest is split unevenly:\n",
-        split.nodes.len(),
+        count(split.nodes.len() as u64, "node"),
         folder.display(),
         split.held_out.len()
     );
@@ -104,6 +104,11 @@ pub(super) fn row(row: &Row) -> String {
     line
 }
 
+/// "1 node", "3 nodes".
+fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
 impl Report {
     /// Accuracy of the worst node's server on the held-out digits.
     fn accuracy_int8(&self) -> f64 {
@@ -116,7 +121,8 @@ impl Report {
     }
 
     /// What people read at the end.
-    pub(super) fn summary(&self, folder: &Path) -> String {
+    /// `program` is how the reader calls this program.
+    pub(super) fn summary(&self, folder: &Path, program: &str) -> String {
         let mut text = format!(
             "\nAccuracy on digits that no node trained on: {:.1} % before, {:.1} % after in float, {:.1} % in int8 (worst node).\n",
             self.accuracy_initial * 100.0,
@@ -142,14 +148,16 @@ impl Report {
             .map(|(name, peak)| format!("{name} {}", peak.map_or("unknown".into(), output::bytes)))
             .collect();
         text.push_str(&format!("Peak memory: {}.\n", memory.join(", ")));
-        text.push_str(&format!("{} rounds, {} nodes, {:.0} s in all.\n", self.rows.len(), self.nodes, self.seconds));
+        let (rounds, nodes) = (count(self.rows.len() as u64, "round"), count(self.nodes, "node"));
+        text.push_str(&format!("{rounds}, {nodes}, {:.0} s in all.\n", self.seconds));
         let dir = folder.display();
         text.push_str(&format!(
             "\nEverything is still in {dir}. Try next, each in a terminal of its own:\n\
-             \x20 fedge coordinator run --dir {dir}/coordinator\n\
-             \x20 fedge node run --dir {dir}/node-1 --listen 127.0.0.1:8001\n\
-             \x20 fedge infer --model digits --file {dir}/node-2/digits.csv --row 3 --identity {dir}/client\n\
-             \x20 fedge model list --identity {dir}/coordinator/operator\n"
+             \x20 {program} coordinator run --dir {dir}/coordinator\n\
+             \x20 {program} node run --dir {dir}/node-1 --listen 127.0.0.1:8001\n\
+             \x20 {program} infer --model digits --file {dir}/node-{other}/digits.csv --row 3 --identity {dir}/client\n\
+             \x20 {program} model list --identity {dir}/coordinator/operator\n",
+            other = self.nodes.min(2)
         ));
         text
     }

@@ -23,8 +23,8 @@ pub enum AggregationError {
     },
     /// A delta beyond what the round's scale can hold.
     #[error(
-        "parameter {parameter:?} moved by {delta:e}, more than the {bound:e} that this round accepts: \
-         the node's training diverged"
+        "parameter {parameter:?} moved by {delta:.3e}, more than the {bound:.1} that this round accepts: \
+         training diverged there; lower the learning rate"
     )]
     OutOfRange {
         /// Its name.

@@ -366,7 +366,7 @@ impl Rounds {
             match effect {
                 Effect::Aggregate { .. } => self.spawn_aggregation(running),
                 Effect::RecordRound(record) => {
-                    tracing::info!(task = %running.state.task_id, round = record.round, outcome = ?record.outcome, "round ended");
+                    tracing::info!(task = %running.state.task_id, round = record.round, outcome = %record.outcome, "round ended");
                     running::remove_spools(&self.store.spool_folder(), &record.work);
                 }
                 Effect::Ended(outcome) => {

@@ -247,3 +247,12 @@ pub enum RoundOutcome {
     /// It minted none, and why.
     Failed(String),
 }
+
+impl fmt::Display for RoundOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RoundOutcome::Aggregated(version) => write!(f, "version {}", version.number),
+            RoundOutcome::Failed(reason) => write!(f, "failed: {reason}"),
+        }
+    }
+}

@@ -14,11 +14,11 @@ pub fn describe(spec: &TaskSpec, state: &TaskState, now_ms: u64) -> String {
     let round = format!("round {} of {}", state.round, spec.rounds.count);
     match &state.phase {
         Phase::Waiting { .. } => format!(
-            "round {} of {} waits for {} available nodes with training samples for {:?}",
+            "round {} of {} waits for nodes with training samples for {:?}: it takes {}",
             state.round + 1,
             spec.rounds.count,
-            spec.rounds.min_nodes,
-            spec.model
+            spec.model,
+            spec.rounds.min_nodes
         ),
         Phase::Training { deadline_ms, work, .. } => {
             let waiting = pending(work, |w| matches!(w.status, WorkStatus::Assigned));
@@ -38,8 +38,10 @@ pub fn describe(spec: &TaskSpec, state: &TaskState, now_ms: u64) -> String {
             text.push_str(&left(*deadline_ms, now_ms));
             text
         }
-        Phase::Ended { outcome: TaskOutcome::Finished } => format!("finished with version {}", state.base.number),
-        Phase::Ended { outcome: TaskOutcome::Cancelled } => format!("cancelled at version {}", state.base.number),
+        Phase::Ended { outcome: TaskOutcome::Finished } => {
+            format!("all rounds are over; the newest version is {}", state.base.number)
+        }
+        Phase::Ended { outcome: TaskOutcome::Cancelled } => format!("the newest version is {}", state.base.number),
     }
 }
 

@@ -101,7 +101,7 @@ pub fn step(spec: &TaskSpec, mut state: TaskState, event: &Event, view: View) ->
         Event::Aggregated(minted) => begin_evaluation(spec, &mut state, minted.clone(), view),
         Event::AggregationFailed(reason) => fail_round(spec, &mut state, reason, view, &mut effects),
         Event::Evaluated(id, evaluation) => set_check(&mut state, *id, CheckStatus::Done(evaluation.clone())),
-        Event::Cancelled => cancel(&mut state, &mut effects),
+        Event::Cancelled => cancel(&mut state, view, &mut effects),
     }
     advance(spec, &mut state, view, &mut effects);
     (state, effects)
@@ -225,7 +225,17 @@ fn finish_round(spec: &TaskSpec, state: &mut TaskState, not_before_ms: u64, effe
     }
 }
 
-fn cancel(state: &mut TaskState, effects: &mut Vec<Effect>) {
+/// Ends the task. A version that was minted already keeps its round's record, with the evaluations that came.
+fn cancel(state: &mut TaskState, view: View, effects: &mut Vec<Effect>) {
+    if let Phase::Evaluating { started_ms, trained, checks, .. } = &mut state.phase {
+        effects.push(Effect::RecordRound(RoundRecord {
+            round: state.round,
+            outcome: RoundOutcome::Aggregated(state.base.clone()),
+            duration_ms: view.now_ms.saturating_sub(*started_ms),
+            work: std::mem::take(trained),
+            checks: std::mem::take(checks),
+        }));
+    }
     if !matches!(state.phase, Phase::Ended { .. }) {
         state.phase = Phase::Ended { outcome: TaskOutcome::Cancelled };
         effects.push(Effect::Ended(TaskOutcome::Cancelled));

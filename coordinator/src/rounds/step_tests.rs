@@ -191,6 +191,17 @@ fn when_all_decline_the_round_fails_at_once_and_cancelling_ends_the_task() {
 }
 
 #[test]
+fn a_task_cancelled_during_evaluation_keeps_the_record_of_its_round() {
+    let mut run = Run::new(spec(3, 1), &["a"]);
+    run.event(Event::Tick);
+    run.train("a", 1);
+    run.event(Event::Aggregated(version(2)));
+    run.event(Event::Cancelled);
+    assert_eq!(run.records()[0].outcome, RoundOutcome::Aggregated(version(2)));
+    assert_eq!(run.effects.last(), Some(&Effect::Ended(TaskOutcome::Cancelled)));
+}
+
+#[test]
 fn a_failed_aggregation_fails_the_round_and_keeps_the_base() {
     let mut run = Run::new(spec(1, 1), &["a"]);
     run.event(Event::Tick);

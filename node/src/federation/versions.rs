@@ -225,7 +225,7 @@ impl Versions {
             match read {
                 Ok(samples) => {
                     let added = self.samples.add_many(&manifest.name, samples).await?;
-                    tracing::info!(file = %data.path.display(), model = %manifest.name, ?added, "samples read");
+                    tracing::info!(file = %data.path.display(), model = %manifest.name, new = added.new, known = added.duplicates, "samples read");
                 }
                 // Serving comes first: a file that does not fit is no reason to serve nothing.
                 Err(error) => {
