@@ -187,11 +187,18 @@ fn begin_evaluation(spec: &TaskSpec, state: &mut TaskState, minted: VersionRef, 
 }
 
 fn close_evaluation(spec: &TaskSpec, state: &mut TaskState, view: View, effects: &mut Vec<Effect>) {
-    let Phase::Evaluating { started_ms, deadline_ms, trained, checks } = &mut state.phase else { return };
+    let Phase::Evaluating { deadline_ms, checks, .. } = &state.phase else { return };
     let waiting = checks.values().any(|(_, s)| matches!(s, CheckStatus::Assigned));
     if waiting && view.now_ms < *deadline_ms {
         return;
     }
+    record_evaluated(state, view, effects);
+    finish_round(spec, state, 0, effects);
+}
+
+/// Records the round whose version is being evaluated, with the evaluations that came.
+fn record_evaluated(state: &mut TaskState, view: View, effects: &mut Vec<Effect>) {
+    let Phase::Evaluating { started_ms, trained, checks, .. } = &mut state.phase else { return };
     effects.push(Effect::RecordRound(RoundRecord {
         round: state.round,
         outcome: RoundOutcome::Aggregated(state.base.clone()),
@@ -199,7 +206,6 @@ fn close_evaluation(spec: &TaskSpec, state: &mut TaskState, view: View, effects:
         work: std::mem::take(trained),
         checks: std::mem::take(checks),
     }));
-    finish_round(spec, state, 0, effects);
 }
 
 fn fail_round(spec: &TaskSpec, state: &mut TaskState, reason: &str, view: View, effects: &mut Vec<Effect>) {
@@ -225,17 +231,9 @@ fn finish_round(spec: &TaskSpec, state: &mut TaskState, not_before_ms: u64, effe
     }
 }
 
-/// Ends the task. A version that was minted already keeps its round's record, with the evaluations that came.
+/// Ends the task. A version that was minted already keeps its round's record.
 fn cancel(state: &mut TaskState, view: View, effects: &mut Vec<Effect>) {
-    if let Phase::Evaluating { started_ms, trained, checks, .. } = &mut state.phase {
-        effects.push(Effect::RecordRound(RoundRecord {
-            round: state.round,
-            outcome: RoundOutcome::Aggregated(state.base.clone()),
-            duration_ms: view.now_ms.saturating_sub(*started_ms),
-            work: std::mem::take(trained),
-            checks: std::mem::take(checks),
-        }));
-    }
+    record_evaluated(state, view, effects);
     if !matches!(state.phase, Phase::Ended { .. }) {
         state.phase = Phase::Ended { outcome: TaskOutcome::Cancelled };
         effects.push(Effect::Ended(TaskOutcome::Cancelled));

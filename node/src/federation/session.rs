@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::convert::{self, AssignmentId, Version};
+use super::enrol::is_transient;
 use super::outbox::Announcement;
 use super::participant::Event;
 use super::work::Workshop;
@@ -128,7 +129,7 @@ impl Session {
         match self.client().upload(stream).await.map(tonic::Response::into_inner) {
             Ok(receipt) if receipt.counted => Delivery::Counted,
             Ok(_) => Delivery::Refused("it came after its round".into()),
-            Err(status) if is_transient(&status) => Delivery::TryAgain(status.message().to_owned()),
+            Err(status) if may_succeed_later(&status) => Delivery::TryAgain(status.message().to_owned()),
             Err(status) => Delivery::Refused(status.message().to_owned()),
         }
     }
@@ -271,17 +272,7 @@ fn is_no_session(status: &Status) -> bool {
     status.code() == Code::FailedPrecondition && status.message().starts_with("no session")
 }
 
-/// May the same call succeed later?
-fn is_transient(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable
-            | Code::DeadlineExceeded
-            | Code::ResourceExhausted
-            | Code::Cancelled
-            | Code::Unknown
-            | Code::Aborted
-            | Code::DataLoss
-            | Code::Internal
-    )
+/// May the same upload succeed later? A damaged transfer may, too.
+fn may_succeed_later(status: &Status) -> bool {
+    is_transient(status) || matches!(status.code(), Code::DataLoss | Code::Internal)
 }
