@@ -96,7 +96,11 @@ impl Driver {
                 let session = self.session.clone();
                 tokio::spawn(async move {
                     let request = DeclineRequest { assignment_id: id.0.to_vec(), reason };
-                    if let Err(status) = session.client().decline(request).await {
+                    let decline = || {
+                        let (mut client, request) = (session.client(), request.clone());
+                        async move { client.decline(request).await }
+                    };
+                    if let Err(status) = session::persistently(decline).await {
                         tracing::warn!(assignment = %id, error = status.message(), "the refusal did not arrive");
                     }
                 });
@@ -132,7 +136,11 @@ async fn evaluate(
 ) -> Result<Event, String> {
     let wanted = serve.borrow().iter().find(|(v, _)| v.manifest.name == version.manifest.name).map(|(_, t)| *t);
     let report = workshop.evaluate(&session.client(), id, version, wanted.unwrap_or(1.0)).await?;
-    session.client().report_evaluation(report).await.map_err(|status| status.message().to_owned())?;
+    let tell = || {
+        let (mut client, report) = (session.client(), report.clone());
+        async move { client.report_evaluation(report).await }
+    };
+    session::persistently(tell).await.map_err(|status| status.message().to_owned())?;
     Ok(Event::Evaluated(id))
 }
 

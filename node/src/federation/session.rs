@@ -29,6 +29,8 @@ const POLL_WAIT: Duration = Duration::from_secs(20);
 /// Grace on top, before a poll counts as lost.
 const POLL_GRACE: Duration = Duration::from_secs(15);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Attempts at a short call before the last one.
+const ATTEMPTS: u32 = 40;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// What became of a sent update.
@@ -266,6 +268,25 @@ async fn call<T>(reply: impl Future<Output = Result<tonic::Response<T>, Status>>
         Ok(reply) => reply.map(tonic::Response::into_inner),
         Err(_) => Err(Status::deadline_exceeded("no answer within 30 s")),
     }
+}
+
+/// Makes a short call until it arrives, for some minutes: what it says is said by nobody else.
+///
+/// # Errors
+/// The last failure, or the first one that repeating does not mend.
+pub async fn persistently<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<tonic::Response<T>, Status>>,
+{
+    let mut pause = BACKOFF.0;
+    for _ in 0..ATTEMPTS {
+        match call(attempt()).await {
+            Err(status) if is_transient(&status) => tokio::time::sleep(pause).await,
+            done => return done,
+        }
+        pause = (pause * 2).min(BACKOFF.1);
+    }
+    call(attempt()).await
 }
 
 fn is_no_session(status: &Status) -> bool {
