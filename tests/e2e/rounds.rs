@@ -8,7 +8,7 @@ const QUICK: &str = "model = \"digits\"\n[rounds]\ncount = 2\nmin_nodes = 3\n\
     [training]\nepochs = 2\nlearning_rate = 0.05\nmomentum = 0.9\n";
 /// One round that takes some seconds on every node.
 const LONG: &str = "model = \"digits\"\n[rounds]\ncount = 1\nmin_nodes = 2\n\
-    [training]\nepochs = 60\nlearning_rate = 0.01\nmomentum = 0.9\n";
+    [training]\nepochs = 100\nlearning_rate = 0.01\nmomentum = 0.9\n";
 
 fn fleet() -> (Coordinator, Vec<Node>) {
     let coordinator = Coordinator::start();
@@ -63,6 +63,9 @@ fn three_nodes_train_average_and_serve_each_version_in_int8() {
 fn a_node_killed_in_mid_round_is_not_waited_for_and_the_round_goes_on() {
     let (coordinator, mut nodes) = fleet();
     wait_for_samples(&nodes);
+    // A round that takes all three: from then on the coordinator knows that each is available.
+    let first = coordinator.create_task(&QUICK.replace("count = 2", "count = 1"));
+    assert_eq!(coordinator.wait_for_end(&first)["rounds"][0]["outcome"], "aggregated");
     let id = coordinator.create_task(LONG);
     wait_for("training", || {
         nodes[2].status()["status"]["work"].as_str().is_some_and(|w| w.starts_with("training")).then_some(())
@@ -75,7 +78,7 @@ fn a_node_killed_in_mid_round_is_not_waited_for_and_the_round_goes_on() {
     assert_eq!(outcomes, ["trained", "trained", "lost"]);
     // The killed node comes back, and serves what the others made.
     nodes[2].restart();
-    nodes[2].wait_until_serving(2);
+    nodes[2].wait_until_serving(3);
 }
 
 #[test]
