@@ -170,7 +170,7 @@ impl Running {
         }
     }
 
-    /// The cohort's work of the round that is being trained or aggregated; empty otherwise.
+    /// The cohort's work of the round that is under way; empty between rounds.
     pub(super) fn work(&self) -> BTreeMap<String, Work> {
         match &self.state.phase {
             Phase::Training { work, .. } | Phase::Aggregating { work, .. } => work.clone(),
