@@ -62,6 +62,18 @@ pub struct VersionRef {
     pub digest: Digest,
 }
 
+/// The arrays that the strategy keeps between rounds (momentum, control variate), one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerState {
+    /// SHA-256 of the file.
+    pub digest: Digest,
+    /// Its size.
+    pub size_bytes: u64,
+}
+
+/// A cohort's assignments of one round.
+pub type Assignments = BTreeMap<AssignmentId, Work>;
+
 /// Everything that a restart needs to go on with a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskState {
@@ -71,19 +83,65 @@ pub struct TaskState {
     pub task_id: String,
     /// The newest global model.
     pub base: VersionRef,
-    /// The round that runs or ran last; 0 before the first.
+    /// What the strategy keeps beside it; none before the first round.
+    pub server: Option<ServerState>,
+    /// The round that runs or ran last; 0 before the first. Of an asynchronous task: the buffer.
     pub round: u64,
+    /// Assignments that an asynchronous task has given out so far: each gets a number of its own.
+    pub issued: u64,
+    /// Assignments of an asynchronous task that go on while a version is made and evaluated.
+    pub outstanding: Assignments,
+    /// The operator wants no new round.
+    pub paused: bool,
     /// Where the task is.
     pub phase: Phase,
 }
 
 /// Version of [`TaskState`]'s format.
-pub const STATE_SCHEMA: u32 = 1;
+pub const STATE_SCHEMA: u32 = 2;
 
 impl TaskState {
     /// A task before its first round.
     pub fn new(task_id: String, base: VersionRef) -> TaskState {
-        TaskState { schema: STATE_SCHEMA, task_id, base, round: 0, phase: Phase::Waiting { not_before_ms: 0 } }
+        TaskState {
+            schema: STATE_SCHEMA,
+            task_id,
+            base,
+            server: None,
+            round: 0,
+            issued: 0,
+            outstanding: BTreeMap::new(),
+            paused: false,
+            phase: Phase::Waiting { not_before_ms: 0 },
+        }
+    }
+
+    /// The training assignments of the round that is under way, those that go on beside it not included.
+    pub fn cohort(&self) -> Option<&Assignments> {
+        match &self.phase {
+            Phase::Training { work, .. } | Phase::Aggregating { work, .. } => Some(work),
+            Phase::Evaluating { trained, .. } => Some(trained),
+            Phase::Waiting { .. } | Phase::Ended { .. } => None,
+        }
+    }
+
+    /// A training assignment of the round that is under way, or one that goes on beside it.
+    pub fn work(&self, id: AssignmentId) -> Option<&Work> {
+        self.cohort().and_then(|work| work.get(&id)).or_else(|| self.outstanding.get(&id))
+    }
+
+    /// What a node should train now.
+    pub fn training_of(&self, node: &str) -> Option<(AssignmentId, &Work)> {
+        let cohort = matches!(self.phase, Phase::Training { .. }).then(|| self.cohort()).flatten();
+        let all = cohort.into_iter().flatten().chain(&self.outstanding);
+        all.map(|(id, work)| (*id, work)).find(|(_, work)| work.node == node && work.status.is_open())
+    }
+
+    /// What a node should evaluate now.
+    pub fn evaluation_of(&self, node: &str) -> Option<AssignmentId> {
+        let Phase::Evaluating { checks, .. } = &self.phase else { return None };
+        let (id, status) = checks.get(node)?;
+        matches!(status, CheckStatus::Assigned | CheckStatus::Lost).then_some(*id)
     }
 }
 
@@ -100,17 +158,21 @@ pub enum Phase {
     Training {
         /// When the cohort was selected.
         started_ms: u64,
-        /// When the round closes with what it has.
+        /// When the round closes with what it has. An asynchronous one doesn't: each assignment has a deadline there.
         deadline_ms: u64,
+        /// Nodes that were available when the cohort was selected.
+        population: usize,
         /// The cohort.
-        work: BTreeMap<String, Work>,
+        work: Assignments,
     },
     /// The updates are in; the next version is being made.
     Aggregating {
         /// When the cohort was selected.
         started_ms: u64,
+        /// Nodes that were available when the cohort was selected.
+        population: usize,
         /// The cohort.
-        work: BTreeMap<String, Work>,
+        work: Assignments,
     },
     /// Nodes evaluate the new version on their held-out parts.
     Evaluating {
@@ -119,7 +181,7 @@ pub enum Phase {
         /// When evaluation closes with what it has.
         deadline_ms: u64,
         /// The cohort's work, for the record.
-        trained: BTreeMap<String, Work>,
+        trained: Assignments,
         /// Who evaluates.
         checks: BTreeMap<String, (AssignmentId, CheckStatus)>,
     },
@@ -152,11 +214,15 @@ pub enum TaskOutcome {
     Cancelled,
 }
 
-/// One node's training assignment of a round.
+/// One node's training assignment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Work {
-    /// Its id.
-    pub assignment: AssignmentId,
+    /// Whose it is.
+    pub node: String,
+    /// The version to train.
+    pub base: VersionRef,
+    /// When it was given out.
+    pub issued_ms: u64,
     /// How far it is.
     pub status: WorkStatus,
 }
@@ -173,6 +239,13 @@ pub enum WorkStatus {
     Declined(String),
     /// Its update is committed.
     Trained(TrainedUpdate),
+}
+
+impl WorkStatus {
+    /// An update may still come.
+    pub fn is_open(&self) -> bool {
+        matches!(self, WorkStatus::Assigned | WorkStatus::Lost)
+    }
 }
 
 /// A committed update, without its payload.
@@ -192,6 +265,12 @@ pub struct TrainedUpdate {
     pub loss_last: f32,
     /// Wall time of the training on the node.
     pub duration_ms: u64,
+    /// Mean loss of the base version on the node's training samples, where the strategy asks for it.
+    pub loss_base: Option<f32>,
+    /// Training stopped at the deadline, before its last epoch ended.
+    pub partial: bool,
+    /// Squared L2 norm of the trainable values.
+    pub squared_norm: f64,
 }
 
 /// How far a node's evaluation is.
@@ -233,7 +312,7 @@ pub struct RoundRecord {
     /// From selection to the end of evaluation.
     pub duration_ms: u64,
     /// The cohort's work.
-    pub work: BTreeMap<String, Work>,
+    pub work: Assignments,
     /// The nodes' evaluations.
     pub checks: BTreeMap<String, (AssignmentId, CheckStatus)>,
 }

@@ -86,11 +86,12 @@ impl Driver {
             Effect::Send(id) => {
                 let (session, workshop, events) = (self.session.clone(), self.workshop.clone(), self.events.clone());
                 tokio::spawn(async move {
-                    deliver(&session, &workshop, id).await;
-                    let _ = events.send(Event::Answered(id)).await;
+                    let counted = deliver(&session, &workshop, id).await;
+                    let event = if counted { Event::Counted(id) } else { Event::Refused(id) };
+                    let _ = events.send(event).await;
                 });
             }
-            Effect::Discard(id) => self.workshop.outbox.remove(id),
+            Effect::Keep(id) | Effect::Discard(id) => self.workshop.outbox.remove(id),
             Effect::Decline(id, reason) => {
                 tracing::warn!(assignment = %id, %reason, "assignment declined");
                 let session = self.session.clone();
@@ -144,20 +145,32 @@ async fn evaluate(
     Ok(Event::Evaluated(id))
 }
 
-/// Sends a persisted update until it is counted or refused for good.
-async fn deliver(session: &Session, workshop: &Workshop, id: AssignmentId) {
+/// Sends a persisted update until it is counted (true) or refused for good.
+async fn deliver(session: &Session, workshop: &Workshop, id: AssignmentId) -> bool {
     let mut pause = BACKOFF.0;
     loop {
         let outbox = workshop.outbox.clone();
         let read = tokio::task::spawn_blocking(move || outbox.get(id)).await;
         let (announcement, payload) = match read {
             Ok(Ok(update)) => update,
-            Ok(Err(error)) => return tracing::error!(%error, "an update is lost; the round goes on without it"),
-            Err(error) => return tracing::error!(%error, "reading an update was interrupted"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "an update is lost; the round goes on without it");
+                return false;
+            }
+            Err(error) => {
+                tracing::error!(%error, "reading an update was interrupted");
+                return false;
+            }
         };
         match session.send(id, announcement, payload.into()).await {
-            Delivery::Counted => return tracing::info!(assignment = %id, "update sent"),
-            Delivery::Refused(reason) => return tracing::warn!(assignment = %id, %reason, "update refused"),
+            Delivery::Counted => {
+                tracing::info!(assignment = %id, "update sent");
+                return true;
+            }
+            Delivery::Refused(reason) => {
+                tracing::warn!(assignment = %id, %reason, "update refused");
+                return false;
+            }
             Delivery::TryAgain(reason) => {
                 tracing::warn!(assignment = %id, %reason, retry_in = ?pause, "update not sent yet");
             }
