@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use fedge_coordinator::config::{Advertise, Certificate, Config, Listen, Nodes};
+use fedge_coordinator::config::{Advertise, Certificate, Config, Listen, Nodes, StoreLimits};
 use fedge_coordinator::init;
 use fedge_coordinator::registry::authority::{Authority, Subject};
 use fedge_coordinator::registry::{certificates, tokens};
@@ -87,6 +87,7 @@ impl Init {
             },
             certificate: Certificate { names: self.hosts.clone() },
             nodes: Nodes::default(),
+            store: StoreLimits::default(),
         };
         init::init(&self.dir, &self.trust_domain, &config).await?;
         let dir = self.dir.display();

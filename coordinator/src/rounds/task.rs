@@ -3,8 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::aggregate::Strategy;
+use fedge_proto::update::{Coding, Encoding};
+
 use crate::aggregate::fixed_point::MAX_COHORT;
+use crate::aggregate::strategies::StrategySpec;
 
 /// A task file, TOML. Unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,7 +16,7 @@ pub struct TaskSpec {
     pub model: String,
     /// How updates become the next global model.
     #[serde(default)]
-    pub strategy: Strategy,
+    pub strategy: StrategySpec,
     /// Round plan.
     #[serde(default)]
     pub rounds: RoundPlan,
@@ -90,6 +92,19 @@ pub struct UpdatePlan {
 impl Default for UpdatePlan {
     fn default() -> Self {
         UpdatePlan { encoding: UpdateEncoding::F32, top_k: 0.01, zstd: false, max_norm: 0.0 }
+    }
+}
+
+impl UpdatePlan {
+    /// As the wire's room knows it.
+    pub fn coding(&self) -> Coding {
+        let encoding = match self.encoding {
+            UpdateEncoding::F32 => Encoding::F32,
+            UpdateEncoding::F16 => Encoding::F16,
+            UpdateEncoding::Int8 => Encoding::Int8,
+            UpdateEncoding::TopK => Encoding::TopK,
+        };
+        Coding { encoding, top_k: self.top_k, zstd: self.zstd }
     }
 }
 
@@ -195,6 +210,11 @@ impl TaskSpec {
         Ok(spec)
     }
 
+    /// FedProx's mu: the strategy's, else the training plan's.
+    pub fn proximal_mu(&self) -> f32 {
+        self.strategy.client().proximal_mu.unwrap_or(self.training.proximal_mu)
+    }
+
     fn check(&self) -> Result<(), TaskError> {
         let (r, t) = (&self.rounds, &self.training);
         require("rounds.count", r.count, (1..=100_000).contains(&r.count), "1 to 100000")?;
@@ -234,8 +254,32 @@ impl TaskSpec {
         require("training.momentum", t.momentum, (0.0..1.0).contains(&t.momentum), "0 or more, below 1")?;
         require("training.weight_decay", t.weight_decay, (0.0..=1.0).contains(&t.weight_decay), "0 to 1")?;
         require("training.proximal_mu", t.proximal_mu, (0.0..=1000.0).contains(&t.proximal_mu), "0 to 1000")?;
+        self.check_strategy()?;
         let tolerance = self.serving.int8_tolerance;
         require("serving.int8_tolerance", tolerance, (0.0..=1.0).contains(&tolerance), "0 to 1")
+    }
+}
+
+impl TaskSpec {
+    /// What a strategy asks of the rest of the file.
+    fn check_strategy(&self) -> Result<(), TaskError> {
+        let client = self.strategy.client();
+        let (r, t) = (&self.rounds, &self.training);
+        if client.plain_sgd {
+            let plain = "0: this strategy's local training is plain SGD";
+            require("training.momentum", t.momentum, t.momentum == 0.0, plain)?;
+            require("training.proximal_mu", t.proximal_mu, t.proximal_mu == 0.0, plain)?;
+        }
+        if client.control_variates {
+            let exact = "\"f32\": control variates follow from what was really trained";
+            let encoding = self.updates.encoding;
+            require("updates.encoding", format!("{encoding:?}"), encoding == UpdateEncoding::F32, exact)?;
+        }
+        if client.asynchronous.is_some() {
+            let all = "0: an asynchronous task has no rounds to close early";
+            require("rounds.over_selection", r.over_selection, r.over_selection == 0.0, all)?;
+        }
+        Ok(())
     }
 }
 
@@ -256,7 +300,7 @@ mod tests {
     #[test]
     fn the_smallest_task_file_names_its_model_and_takes_the_defaults() {
         let spec = TaskSpec::parse("model = \"digits\"").unwrap();
-        assert_eq!(spec.strategy, Strategy::FedAvg);
+        assert_eq!(spec.strategy.name(), "fedavg");
         assert_eq!(spec.rounds.count, 10);
     }
 
