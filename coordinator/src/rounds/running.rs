@@ -6,16 +6,20 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fedge_models::{Digest, Manifest, Package};
+use fedge_models::{Digest, Manifest, Package, Weights};
 use tokio::task::JoinHandle;
 
 use super::state::{AssignmentId, Phase, TaskState, TrainedUpdate, VersionRef, Work, WorkStatus};
 use super::task::TaskSpec;
-use crate::aggregate::fixed_point::{Accumulator, AggregationError, Scales};
-use crate::aggregate::{self, Strategy};
+use crate::aggregate::fixed_point::{Check, Scales, Sums};
+use crate::aggregate::strategies::StrategySpec;
+use crate::aggregate::{AggregationError, Close, UpdateFacts};
 use crate::store::models::ModelRow;
 use crate::store::tasks::TaskRow;
 use crate::store::{Store, StoreError};
+
+/// Values of the next version that are made at a time.
+const PIECE: usize = 1 << 16;
 
 /// What an upload has to match.
 #[derive(Debug, Clone)]
@@ -59,6 +63,9 @@ pub enum MintError {
 
 type Fold = JoinHandle<Result<(), MintError>>;
 
+/// The facts of the updates in the sums, in an order that a replay has as well.
+type Facts = Arc<Mutex<BTreeMap<AssignmentId, UpdateFacts>>>;
+
 /// A running task.
 #[derive(Debug)]
 pub(super) struct Running {
@@ -66,7 +73,8 @@ pub(super) struct Running {
     pub(super) state: TaskState,
     base: Arc<Package>,
     scales: Arc<Scales>,
-    sum: Arc<Mutex<Accumulator>>,
+    sums: Arc<Sums>,
+    facts: Facts,
     folds: Vec<Fold>,
     aggregating: bool,
 }
@@ -94,13 +102,14 @@ impl Running {
 
     fn new(spec: TaskSpec, state: TaskState, base: Package) -> Running {
         let scales = Arc::new(Scales::for_base(&base.model.weights()));
-        let sum = Arc::new(Mutex::new(Accumulator::new((*scales).clone())));
+        let sums = Arc::new(Sums::new(scales.clone(), spec.strategy.strategy().sums()));
         Running {
             spec: Arc::new(spec),
             state,
             base: Arc::new(base),
             scales,
-            sum,
+            sums,
+            facts: Facts::default(),
             folds: Vec::new(),
             aggregating: false,
         }
@@ -115,8 +124,7 @@ impl Running {
         }
         if new_round {
             self.scales = Arc::new(Scales::for_base(&self.base.model.weights()));
-            self.sum = Arc::new(Mutex::new(Accumulator::new((*self.scales).clone())));
-            self.folds.clear();
+            self.empty_sums();
         }
     }
 
@@ -147,13 +155,35 @@ impl Running {
 
     /// Adds a committed update to the sum, in the background.
     pub(super) fn fold(&mut self, spool_folder: &Path, assignment: AssignmentId, update: &TrainedUpdate) {
-        let (path, sum, examples) =
-            (spool_path(spool_folder, assignment, &update.sha256), self.sum.clone(), update.examples);
+        let path = spool_path(spool_folder, assignment, &update.sha256);
+        let (sums, all, spec) = (self.sums.clone(), self.facts.clone(), self.spec.clone());
+        let (examples, steps) = (update.examples, update.steps);
         self.folds.push(tokio::task::spawn_blocking(move || {
             let delta = read_delta(&path)?;
-            sum.lock().unwrap_or_else(PoisonError::into_inner).add(&delta, examples)?;
+            let mut check = Check::new(sums.scales().clone());
+            check.piece(&delta)?;
+            let facts = UpdateFacts {
+                examples,
+                steps,
+                loss_base: None,
+                staleness: 0,
+                squared_norm: check.finish()?,
+                learning_rate: spec.training.learning_rate,
+                momentum: spec.training.momentum,
+                proximal_mu: spec.training.proximal_mu,
+            };
+            let mut fold = sums.begin(&spec.strategy.contribution(&facts)?)?;
+            fold.piece(&delta)?;
+            fold.finish()?;
+            all.lock().unwrap_or_else(PoisonError::into_inner).insert(assignment, facts);
             Ok(())
         }));
+    }
+
+    fn empty_sums(&mut self) {
+        self.sums = Arc::new(Sums::new(self.scales.clone(), self.spec.strategy.strategy().sums()));
+        self.facts = Facts::default();
+        self.folds.clear();
     }
 
     /// Whether the state says that a version is being made while nobody makes it.
@@ -163,8 +193,7 @@ impl Running {
 
     /// Begins the sum again and folds every accepted update into it: after a restart, or when an attempt broke off.
     pub(super) fn fold_again(&mut self, spool_folder: &Path) {
-        self.sum = Arc::new(Mutex::new(Accumulator::new((*self.scales).clone())));
-        self.folds.clear();
+        self.empty_sums();
         for (assignment, update) in trained(&self.work()) {
             self.fold(spool_folder, assignment, update);
         }
@@ -202,14 +231,20 @@ impl Running {
             return None;
         }
         let folds = std::mem::take(&mut self.folds);
-        let (sum, base, strategy) = (self.sum.clone(), self.base.clone(), self.spec.strategy);
+        let (sums, facts) = (self.sums.clone(), self.facts.clone());
+        let (base, spec) = (self.base.clone(), self.spec.clone());
         let (task, round) = (self.state.task_id.clone(), self.state.round);
         Some(async move {
             for fold in folds {
                 fold.await.map_err(|e| MintError::Interrupted(e.to_string()))??;
             }
             store.remove_unrecorded(&base.manifest.name, base.manifest.number + 1).await?;
-            let work = move || mint(&store, &base, &sum, strategy, task, round);
+            let facts: Vec<UpdateFacts> =
+                facts.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect();
+            let work = move || {
+                let weights = next_weights(&spec.strategy, &base, sums, &facts)?;
+                mint(&store, &base, &weights, task, round)
+            };
             tokio::task::spawn_blocking(work).await.map_err(|e| MintError::Interrupted(e.to_string()))?
         })
     }
@@ -270,17 +305,30 @@ fn find_owner(work: &BTreeMap<String, Work>, assignment: AssignmentId) -> Option
     work.iter().find(|(_, w)| w.assignment == assignment).map(|(node, _)| node.as_str())
 }
 
+/// The weights of the next version. The strategies that rounds can do keep no state and know no population.
+fn next_weights(
+    strategy: &StrategySpec,
+    base: &Package,
+    sums: Arc<Sums>,
+    facts: &[UpdateFacts],
+) -> Result<Weights, MintError> {
+    let weights = base.model.weights();
+    let close = Close::new(strategy, sums, facts, facts.len())?;
+    let mut next = Vec::with_capacity(weights.values().len());
+    for piece in weights.values().chunks(PIECE) {
+        next.extend(close.piece(next.len(), piece, &mut [])?);
+    }
+    Weights::new(weights.layout().clone(), next).map_err(|e| MintError::Model(e.to_string()))
+}
+
 fn mint(
     store: &Store,
     base: &Package,
-    sum: &Mutex<Accumulator>,
-    strategy: Strategy,
+    weights: &Weights,
     task: String,
     round: u64,
 ) -> Result<(VersionRef, ModelRow, Package), MintError> {
-    let mean = sum.lock().unwrap_or_else(PoisonError::into_inner).mean()?;
-    let weights = aggregate::next_weights(strategy, &base.model.weights(), &mean)?;
-    let model = base.model.with_weights(&weights).map_err(|e| MintError::Model(e.to_string()))?;
+    let model = base.model.with_weights(weights).map_err(|e| MintError::Model(e.to_string()))?;
     let manifest = Manifest {
         number: base.manifest.number + 1,
         digest: model.digest(),

@@ -16,7 +16,8 @@ use super::convert::{self, Begin};
 use super::driver::{Rounds, UploadAnswer};
 use super::running::{UploadTerms, read_delta, spool_path};
 use super::state::{AssignmentId, TrainedUpdate};
-use crate::aggregate::fixed_point::{Accumulator, AggregationError};
+use crate::aggregate::AggregationError;
+use crate::aggregate::fixed_point::Check;
 
 /// Longest silence within an upload.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -186,7 +187,7 @@ impl Uploads {
         let (file, sha256) = self.spool(&mut stream, &begin).await?;
         let folder = self.rounds.store().spool_folder();
         let path = spool_path(&folder, begin.assignment, &sha256);
-        verify(file, path.clone(), folder, terms, begin.update.examples).await?;
+        verify(file, path.clone(), folder, terms).await?;
         let update = TrainedUpdate { sha256, bytes: begin.size_bytes, ..begin.update.clone() };
         let answer = self.rounds.commit(node, begin.assignment, update).await;
         let answer = answer.map_err(|e| UploadError::Disk(e.to_string()))?;
@@ -279,11 +280,12 @@ async fn verify(
     path: PathBuf,
     folder: PathBuf,
     terms: UploadTerms,
-    examples: u64,
 ) -> Result<(), UploadError> {
     let work = move || {
         let delta = read_delta(staged.path()).map_err(|e| UploadError::Disk(e.to_string()))?;
-        Accumulator::check(&terms.scales, &delta, examples)?;
+        let mut check = Check::new(terms.scales);
+        check.piece(&delta)?;
+        check.finish()?;
         staged.persist(&path).map_err(|e| UploadError::Disk(e.to_string()))?;
         sync_folder(&folder).map_err(|e| UploadError::Disk(e.to_string()))
     };
