@@ -205,8 +205,12 @@ impl TaskSpec {
     /// # Errors
     /// [`TaskError`] names the key, its value and the allowed range.
     pub fn parse(text: &str) -> Result<TaskSpec, TaskError> {
-        let spec: TaskSpec = toml::from_str(text).map_err(|e| TaskError::Syntax(e.to_string()))?;
+        let mut spec: TaskSpec = toml::from_str(text).map_err(|e| TaskError::Syntax(e.to_string()))?;
         spec.check()?;
+        spec.check_strategy()?;
+        if let Some(mu) = spec.strategy.client().proximal_mu {
+            spec.training.proximal_mu = mu;
+        }
         Ok(spec)
     }
 
@@ -257,6 +261,22 @@ impl TaskSpec {
         self.check_strategy()?;
         let tolerance = self.serving.int8_tolerance;
         require("serving.int8_tolerance", tolerance, (0.0..=1.0).contains(&tolerance), "0 to 1")
+    }
+
+    /// What the strategy asks of the plan, and of the rounds.
+    fn check_strategy(&self) -> Result<(), TaskError> {
+        let (terms, t) = (self.strategy.client(), &self.training);
+        let mu_is_free = t.proximal_mu == 0.0 || (terms.proximal_mu.is_none() && !terms.plain_sgd);
+        require("training.proximal_mu", t.proximal_mu, mu_is_free, "0 with this strategy")?;
+        require("training.momentum", t.momentum, t.momentum == 0.0 || !terms.plain_sgd, "0 with this strategy")?;
+        let is_known = !terms.control_variates && !terms.loss_base && terms.asynchronous.is_none();
+        let is_stateless = self.strategy.strategy().state().is_empty();
+        require(
+            "strategy",
+            self.strategy.name(),
+            is_known && is_stateless,
+            "rounds can't keep a server's state, ask for losses or run asynchronously yet; fedavg, fedprox or fednova",
+        )
     }
 }
 
@@ -332,5 +352,19 @@ mod tests {
             let error = TaskSpec::parse(&format!("model = \"m\"\n{line}\n")).unwrap_err();
             assert!(error.to_string().starts_with(key), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn the_strategy_is_a_name_or_a_table_and_its_mu_is_the_training_plans() {
+        let parse = |text: &str| TaskSpec::parse(&format!("model = \"m\"\n{text}\n"));
+        assert_eq!(parse("strategy = \"fednova\"").unwrap().strategy.name(), "fednova");
+        let spec = parse("[strategy]\nname = \"fedprox\"\nmu = 0.5").unwrap();
+        assert_eq!(spec.training.proximal_mu, 0.5);
+        let error = parse("strategy = \"fedprox\"\n[training]\nproximal_mu = 0.1").unwrap_err();
+        assert!(error.to_string().starts_with("training.proximal_mu"), "{error}");
+        let error = parse("[strategy]\nname = \"fedprox\"\nmu = -1.0").unwrap_err();
+        assert!(error.to_string().contains("strategy.mu"), "{error}");
+        let error = parse("strategy = \"scaffold\"").unwrap_err();
+        assert!(error.to_string().starts_with("training.momentum"), "{error}");
     }
 }
