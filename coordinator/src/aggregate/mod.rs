@@ -32,34 +32,3 @@ pub struct UpdateFacts {
     /// FedProx's mu of the plan, 0 or more.
     pub proximal_mu: f32,
 }
-
-/// What a strategy asks of the nodes and of the rounds.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct ClientTerms {
-    /// FedProx's mu.
-    pub proximal_mu: Option<f32>,
-    /// Work that stopped at the deadline counts.
-    pub accept_partial: bool,
-    /// SCAFFOLD's control variates.
-    pub control_variates: bool,
-    /// Nodes report the base's loss.
-    pub loss_base: bool,
-    /// No rounds: a buffer of updates.
-    pub asynchronous: Option<Buffer>,
-}
-
-/// FedBuff's buffer.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Buffer {
-    /// Updates that make a version.
-    pub size: usize,
-    /// Most versions between an update's base and the newest.
-    pub max_staleness: u64,
-}
-
-impl Strategy {
-    /// What it asks of the nodes and of the rounds.
-    pub fn client(&self) -> ClientTerms {
-        ClientTerms::default()
-    }
-}

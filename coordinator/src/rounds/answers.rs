@@ -51,14 +51,25 @@ pub(super) struct Waiting {
 }
 
 impl Rounds {
-    /// Whether an upload of `node` for `assignment` is awaited, and on which terms.
-    pub async fn admission(&self, node: &str, assignment: AssignmentId, sha256: Option<[u8; 32]>) -> Answer {
+    /// Whether an upload of `node` for `assignment` is awaited, and on which terms; and the task that it is of, where that
+    /// is known.
+    pub async fn admission(
+        &self,
+        node: &str,
+        assignment: AssignmentId,
+        sha256: Option<[u8; 32]>,
+    ) -> (Answer, Option<String>) {
         let tasks = self.tasks.lock().await;
-        match tasks.values().find_map(|t| owner(&t.state, assignment).map(|owner| (t, owner))) {
-            None => Answer::Closed,
-            Some((_, owner)) if owner != node => Answer::Foreign,
-            Some((running, _)) => admit(running, &running.state, assignment, sha256),
+        for (id, running) in tasks.iter() {
+            let answer = match owner(&running.state, assignment) {
+                Some(owner) if owner != node => Answer::Foreign,
+                Some(_) => admit(running, &running.state, assignment, sha256),
+                None if running.is_over(assignment) => Answer::Closed,
+                None => continue,
+            };
+            return (answer, Some(id.clone()));
         }
+        (Answer::Closed, None)
     }
 
     /// Commits a verified update; persisted when this returns.

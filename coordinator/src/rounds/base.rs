@@ -31,7 +31,7 @@ impl Base {
     pub fn load(store: &Store, name: &str, number: u64) -> Result<Base, StoreError> {
         let package = store.read_package(name, number)?;
         let damaged = |reason: String| StoreError::Damaged { what: format!("model {name} version {number}"), reason };
-        let places = package.model.places().map_err(|e| damaged(e.to_string()))?;
+        let places = package.model.places().clone();
         let mut largest = LargestAbs::new(places.layout());
         let look = |_, values: &[f32]| largest.piece(values).map_err(Refused::from);
         places.for_each_piece(&mut &**package.model.bytes(), look).map_err(|e| damaged(e.0))?;

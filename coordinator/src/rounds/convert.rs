@@ -269,7 +269,7 @@ fn training_plan(spec: &TaskSpec, state: &TaskState) -> wire::TrainingPlan {
             momentum: plan.momentum,
             weight_decay: plan.weight_decay,
         })),
-        proximal_mu: spec.proximal_mu(),
+        proximal_mu: spec.training.proximal_mu,
         coding: Some(wire_coding(&spec.updates.coding())),
         accept_partial: client.accept_partial,
         loss_base: client.loss_base,

@@ -94,7 +94,7 @@ pub fn mint(store: &Store, order: Order) -> Result<Minted, MintError> {
     let arrays = order.strategy.strategy().state();
     let number = base.manifest.number + 1;
     let len = base.places.layout().exchanged_len();
-    let mut state = Arrays::open(store, &order.task_id, base.manifest.number, order.server.as_ref(), arrays, len)?;
+    let state = Arrays::open(store, &order.task_id, base.manifest.number, order.server.as_ref(), arrays, len)?;
     let mut largest = LargestAbs::new(base.places.layout());
     let manifest = Manifest {
         number,

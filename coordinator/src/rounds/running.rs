@@ -1,6 +1,7 @@
 //! A running task in memory: its state, its base version and the sum of the updates that were accepted so far.
 //! Everything here can be built again from the store; the order of persisting and acting is `driver`'s.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::mint::{self, MintError, Minted, Order};
 use super::state::{AssignmentId, Phase, TaskState, TrainedUpdate, VersionRef, Work, WorkStatus};
 use super::task::TaskSpec;
 use crate::aggregate::UpdateFacts;
-use crate::aggregate::fixed_point::{Scales, Sums};
+use crate::aggregate::fixed_point::{MAX_COHORT, Scales, Sums};
 use crate::store::models::ModelRow;
 use crate::store::spool::{Entry, ROW_BYTES, Spool};
 use crate::store::tasks::TaskRow;
@@ -39,6 +40,9 @@ pub struct UploadTerms {
     pub scales: Arc<Scales>,
 }
 
+/// Assignments that are remembered after their round.
+const REMEMBERED: usize = 2 * MAX_COHORT;
+
 type Fold = JoinHandle<Result<(), MintError>>;
 
 /// A running task.
@@ -53,6 +57,8 @@ pub(super) struct Running {
     folds: Vec<Fold>,
     /// The round whose version is being made.
     aggregating: Option<u64>,
+    /// Assignments that nobody waits for any more, the newest last: what comes too late is counted for its task.
+    over: VecDeque<AssignmentId>,
 }
 
 impl Running {
@@ -74,13 +80,15 @@ impl Running {
 
     fn new(spec: TaskSpec, state: TaskState, base: Base) -> Running {
         let form = Form { coding: spec.updates.coding(), tensors: base.tensors().into() };
-        Running { spec: Arc::new(spec), state, base, form, sums: None, folds: Vec::new(), aggregating: None }
+        Running { spec: Arc::new(spec), state, base, form, sums: None, folds: Vec::new(), aggregating: None, over: VecDeque::new() }
     }
 
     /// Takes the next state, with the version that was minted for it, if any. True: the round is another one, and updates
     /// that it has from the beginning (of an asynchronous task) have to be folded.
     pub(super) fn enter(&mut self, next: TaskState, minted: Option<Base>) -> bool {
         let new_round = next.round != self.state.round;
+        self.over.extend(self.state.assignments().filter(|id| next.work(*id).is_none()));
+        self.over.drain(..self.over.len().saturating_sub(REMEMBERED));
         self.state = next;
         if let Some(base) = minted {
             self.base = base;
@@ -90,6 +98,11 @@ impl Running {
             self.folds.clear();
         }
         new_round
+    }
+
+    /// Whether this was an assignment of the task not long ago.
+    pub(super) fn is_over(&self, assignment: AssignmentId) -> bool {
+        self.over.contains(&assignment)
     }
 
     /// What an upload for this assignment has to match.
@@ -243,6 +256,6 @@ pub(super) fn facts_of(spec: &TaskSpec, update: &TrainedUpdate) -> UpdateFacts {
         squared_norm: 0.0,
         learning_rate: spec.training.learning_rate,
         momentum: spec.training.momentum,
-        proximal_mu: spec.proximal_mu(),
+        proximal_mu: spec.training.proximal_mu,
     }
 }

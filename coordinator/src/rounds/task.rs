@@ -207,16 +207,10 @@ impl TaskSpec {
     pub fn parse(text: &str) -> Result<TaskSpec, TaskError> {
         let mut spec: TaskSpec = toml::from_str(text).map_err(|e| TaskError::Syntax(e.to_string()))?;
         spec.check()?;
-        spec.check_strategy()?;
         if let Some(mu) = spec.strategy.client().proximal_mu {
             spec.training.proximal_mu = mu;
         }
         Ok(spec)
-    }
-
-    /// FedProx's mu: the strategy's, else the training plan's.
-    pub fn proximal_mu(&self) -> f32 {
-        self.strategy.client().proximal_mu.unwrap_or(self.training.proximal_mu)
     }
 
     fn check(&self) -> Result<(), TaskError> {
@@ -263,41 +257,21 @@ impl TaskSpec {
         require("serving.int8_tolerance", tolerance, (0.0..=1.0).contains(&tolerance), "0 to 1")
     }
 
-    /// What the strategy asks of the plan, and of the rounds.
-    fn check_strategy(&self) -> Result<(), TaskError> {
-        let (terms, t) = (self.strategy.client(), &self.training);
-        let mu_is_free = t.proximal_mu == 0.0 || (terms.proximal_mu.is_none() && !terms.plain_sgd);
-        require("training.proximal_mu", t.proximal_mu, mu_is_free, "0 with this strategy")?;
-        require("training.momentum", t.momentum, t.momentum == 0.0 || !terms.plain_sgd, "0 with this strategy")?;
-        let is_known = !terms.control_variates && !terms.loss_base && terms.asynchronous.is_none();
-        let is_stateless = self.strategy.strategy().state().is_empty();
-        require(
-            "strategy",
-            self.strategy.name(),
-            is_known && is_stateless,
-            "rounds can't keep a server's state, ask for losses or run asynchronously yet; fedavg, fedprox or fednova",
-        )
-    }
-}
-
-impl TaskSpec {
-    /// What a strategy asks of the rest of the file.
+    /// What the strategy asks of the rest of the file.
     fn check_strategy(&self) -> Result<(), TaskError> {
         let client = self.strategy.client();
         let (r, t) = (&self.rounds, &self.training);
-        if client.plain_sgd {
-            let plain = "0: this strategy's local training is plain SGD";
-            require("training.momentum", t.momentum, t.momentum == 0.0, plain)?;
-            require("training.proximal_mu", t.proximal_mu, t.proximal_mu == 0.0, plain)?;
-        }
+        let mu_is_free = t.proximal_mu == 0.0 || (client.proximal_mu.is_none() && !client.plain_sgd);
+        require("training.proximal_mu", t.proximal_mu, mu_is_free, "0 with this strategy")?;
+        require("training.momentum", t.momentum, t.momentum == 0.0 || !client.plain_sgd, "0 with this strategy")?;
         if client.control_variates {
-            let exact = "\"f32\": control variates follow from what was really trained";
-            let encoding = self.updates.encoding;
-            require("updates.encoding", format!("{encoding:?}"), encoding == UpdateEncoding::F32, exact)?;
+            let exact = "f32 with this strategy: control variates follow from what was really trained";
+            let encoding = self.updates.coding().encoding;
+            require("updates.encoding", encoding, encoding == Encoding::F32, exact)?;
         }
         if client.asynchronous.is_some() {
-            let all = "0: an asynchronous task has no rounds to close early";
-            require("rounds.over_selection", r.over_selection, r.over_selection == 0.0, all)?;
+            let none = "0 with this strategy: it has no rounds to close early";
+            require("rounds.over_selection", r.over_selection, r.over_selection == 0.0, none)?;
         }
         Ok(())
     }

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fedge_proto::federation::{UploadReceipt, UploadRequest, upload_request::Part};
-use fedge_proto::transfer::TransferError;
 use fedge_proto::update::max_payload_bytes;
 use tonic::{Status, Streaming};
 
@@ -38,26 +37,31 @@ impl Uploads {
     /// The refusal as a status; it is counted for its task.
     pub async fn receive(&self, node: &str, stream: Streaming<UploadRequest>) -> Result<UploadReceipt, Status> {
         let _slot = self.slot(node)?;
-        let mut admitted = None;
-        let result = self.run(node, stream, &mut admitted).await;
-        if let (Err(error), Some((task_id, assignment))) = (&result, admitted) {
+        let mut of = None;
+        let result = self.run(node, stream, &mut of).await;
+        if let (Err(error), Some((task_id, assignment))) = (&result, of) {
             tracing::warn!(%node, %error, "update refused");
-            let counted = self.rounds.store().count_refusal(&task_id, error.slug()).await;
-            // What will never be right is not waited for.
-            let declined = match error.is_final() {
-                true => self.rounds.decline(node, assignment, format!("its update was refused: {error}")).await,
-                false => Ok(true),
-            };
-            if let Err(error) = counted.and(declined) {
-                tracing::error!(%error, "a refusal could not be recorded");
-            }
+            self.record(node, &task_id, assignment, error).await;
         }
         result.map_err(|e| e.status())
     }
 
+    /// Counts a refusal; what will never be right is not waited for.
+    async fn record(&self, node: &str, task_id: &str, assignment: AssignmentId, error: &UploadError) {
+        if let Err(error) = self.rounds.store().count_refusal(task_id, error.slug()).await {
+            tracing::error!(%error, "a refusal could not be counted");
+        }
+        if error.is_final() {
+            let reason = format!("its update was refused: {error}");
+            if let Err(error) = self.rounds.decline(node, assignment, reason).await {
+                tracing::error!(%error, "a refusal could not be recorded");
+            }
+        }
+    }
+
     /// Bytes that are here of an update that `node` was sending when its connection broke.
     pub async fn arrived(&self, node: &str, assignment: AssignmentId, sha256: [u8; 32]) -> u64 {
-        match self.rounds.admission(node, assignment, None).await {
+        match self.rounds.admission(node, assignment, None).await.0 {
             Answer::Open(_) => self.rounds.spool().arrived(&Entry { assignment: assignment.0, sha256 }),
             _ => 0,
         }
@@ -67,7 +71,7 @@ impl Uploads {
         &self,
         node: &str,
         mut stream: Streaming<UploadRequest>,
-        admitted: &mut Option<(String, AssignmentId)>,
+        of: &mut Option<(String, AssignmentId)>,
     ) -> Result<UploadReceipt, UploadError> {
         let Part::Begin(begin) = receive::next(&mut stream).await? else {
             return Err(UploadError::Protocol("an upload begins with `begin`".into()));
@@ -78,7 +82,9 @@ impl Uploads {
             sha256: begin.update.sha256.to_vec(),
             counted: true,
         };
-        let terms = match self.rounds.admission(node, begin.assignment, Some(begin.update.sha256)).await {
+        let (answer, task_id) = self.rounds.admission(node, begin.assignment, Some(begin.update.sha256)).await;
+        *of = task_id.map(|id| (id, begin.assignment));
+        let terms = match answer {
             Answer::Open(terms) => terms,
             Answer::Foreign => return Err(UploadError::Foreign(begin.assignment.to_string())),
             // The digest says what it is: there is no need to hear it again.
@@ -88,7 +94,6 @@ impl Uploads {
                 return self.earlier(&begin).await.map(|()| receipt);
             }
         };
-        *admitted = Some((terms.task_id.clone(), begin.assignment));
         check_terms(&begin, &terms)?;
         let received = receive::receive(&mut stream, &begin, self.rounds.spool()).await?;
         let (update, payload) = self.verify(received, &begin, &terms).await?;
