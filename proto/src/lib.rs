@@ -50,12 +50,3 @@ pub use fedge::federation::v1 as federation;
 pub use fedge::feedback::v1 as feedback;
 pub use fedge::model::v1 as model;
 pub use fedge::operators::v1 as operators;
-
-/// tmp
-pub mod model_delta {
-    use std::io::*;
-    /// tmp
-    pub fn estimate(_: &mut std::fs::File, _: &mut std::fs::File) -> Result<f32> { Ok(1.0) }
-    /// tmp
-    pub fn encode(_: impl Read, _: impl Read, _: impl Write) -> Result<u64> { Ok(0) }
-}

@@ -80,20 +80,6 @@ impl Receiver {
         Receiver { announced, received: 0, hash: Sha256::new() }
     }
 
-    /// tmp
-    pub fn resume(announced: u64, mut already: impl std::io::Read) -> std::io::Result<Receiver> {
-        let mut r = Receiver::new(announced);
-        let mut b = vec![0; 1 << 16];
-        loop {
-            let n = already.read(&mut b)?;
-            if n == 0 {
-                return Ok(r);
-            }
-            r.hash.update(&b[..n]);
-            r.received += n as u64;
-        }
-    }
-
     /// Bytes received so far.
     pub fn received(&self) -> u64 {
         self.received

@@ -97,7 +97,7 @@ pub struct TaskState {
     pub phase: Phase,
 }
 
-/// Version of [`TaskState`]'s format.
+/// Version of the format of [`TaskState`] and [`RoundRecord`].
 pub const STATE_SCHEMA: u32 = 2;
 
 impl TaskState {
@@ -316,6 +316,8 @@ pub struct Evaluation {
 /// What a finished round leaves behind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RoundRecord {
+    /// Version of this format, [`STATE_SCHEMA`].
+    pub schema: u32,
     /// The round.
     pub round: u64,
     /// What came of it.

@@ -1,6 +1,7 @@
 //! Remembers: one SQLite database (WAL, full sync) and the files beside it.
 //! What is written when is decided by the rounds' driver; a committed write has reached the disk.
 
+mod migrate;
 pub mod models;
 pub mod spool;
 pub mod tasks;

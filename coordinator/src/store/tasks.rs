@@ -7,9 +7,10 @@ use prost::bytes::Bytes;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
+use super::migrate;
 use super::models::{self, ModelRow};
 use super::{Store, StoreError, damaged, wall_clock_ms};
-use crate::rounds::state::{AssignmentId, Phase, RoundRecord, STATE_SCHEMA, TaskState, TrainedUpdate, WorkStatus};
+use crate::rounds::state::{AssignmentId, Phase, RoundRecord, TaskState, TrainedUpdate, WorkStatus};
 
 /// A task as stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -320,10 +321,9 @@ fn read_task(row: &SqliteRow) -> Result<TaskRow, StoreError> {
         Ok((row.try_get("specification")?, row.try_get("state")?, row.try_get("created_ms")?))
     };
     let (specification, state, created_ms) = read().map_err(|e| damaged("task row", e))?;
-    let state: TaskState = serde_json::from_str(&state).map_err(|e| damaged("task state", e))?;
-    if state.schema != STATE_SCHEMA {
-        return Err(damaged("task state", format!("schema {} is unknown to this version", state.schema)));
-    }
+    let state: serde_json::Value = serde_json::from_str(&state).map_err(|e| damaged("task state", e))?;
+    let state = migrate::task_state(state).map_err(|e| damaged("task state", e))?;
+    let state: TaskState = serde_json::from_value(state).map_err(|e| damaged("task state", e))?;
     Ok(TaskRow { specification, state, created_ms })
 }
 
@@ -332,6 +332,8 @@ fn read_round(row: &SqliteRow) -> Result<RoundRow, StoreError> {
         Ok((row.try_get("record")?, row.try_get("bytes_up")?, row.try_get("bytes_down")?, row.try_get("ended_ms")?))
     };
     let (record, bytes_up, bytes_down, ended_ms) = read().map_err(|e| damaged("round row", e))?;
-    let record = serde_json::from_str(&record).map_err(|e| damaged("round record", e))?;
+    let record: serde_json::Value = serde_json::from_str(&record).map_err(|e| damaged("round record", e))?;
+    let record = migrate::round_record(record).map_err(|e| damaged("round record", e))?;
+    let record = serde_json::from_value(record).map_err(|e| damaged("round record", e))?;
     Ok(RoundRow { record, bytes_up: bytes_up as u64, bytes_down: bytes_down as u64, ended_ms })
 }
