@@ -187,8 +187,9 @@ fn speed_and_size_for_100_megabytes() {
     // Weights begin at byte 3, as they may in a file.
     let weights: Vec<u8> = (0..LEN / 4).flat_map(|_| (uniform() * 0.05).to_le_bytes()).collect();
     let old = [b"...", &weights[..LEN - 4], b"."].concat();
+    let place = 3..LEN - 1;
     for relative in [1e-2, 1e-3, 1e-4] {
-        let new = trained(&old, &[3..LEN - 1], relative);
+        let new = trained(&old, std::slice::from_ref(&place), relative);
         let started = Instant::now();
         let guessed = estimate(Cursor::new(&old), Cursor::new(&new)).unwrap();
         let guess_ms = started.elapsed().as_secs_f64() * 1e3;
