@@ -87,7 +87,10 @@ fn make(
     }
     // It can be made again: no sync.
     let mut staged = tempfile::NamedTempFile::new_in(folder)?;
-    model_delta::encode(open(from)?, open(to)?, std::io::BufWriter::new(&mut staged)).map_err(std::io::Error::other)?;
+    let [old, new] = [from, to].map(open);
+    let bytes = to.metadata()?.len();
+    let out = std::io::BufWriter::new(&mut staged);
+    model_delta::encode(old?, bytes, new?, bytes, out).map_err(std::io::Error::other)?;
     staged.persist(target).map_err(|e| e.error)?;
     Ok(true)
 }
