@@ -8,4 +8,10 @@ mod bad_input;
 mod clients;
 mod harness;
 mod identities;
+mod kills;
+#[path = "../bench/model.rs"]
+mod linear;
 mod rounds;
+#[path = "../bench/vector.rs"]
+#[allow(dead_code)]
+mod vector;
