@@ -122,7 +122,11 @@ pub struct Coordinator {
 impl Coordinator {
     /// Initialises and starts one, with quick heartbeats.
     pub fn start() -> Coordinator {
-        let folder = tempfile::tempdir().expect("folder");
+        Coordinator::start_in(tempfile::tempdir().expect("folder"))
+    }
+
+    /// As `start`, in this folder.
+    pub fn start_in(folder: tempfile::TempDir) -> Coordinator {
         let ports = free_ports::<3>();
         let [federation, enrolment, operators] = ports.map(|p| p.to_string());
         let mut coordinator = Coordinator { folder, process: None, ports };

@@ -1,6 +1,7 @@
 //! Kill -9 at every point where something is persisted, of the coordinator and of the nodes: the final model is, bit for bit,
 //! that of the run that nobody disturbed. Nodes return fixed vectors, so that the accepted digests are the same.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
@@ -27,43 +28,55 @@ const COORDINATOR: [(&str, usize); 14] = [
 ];
 
 /// Two chunks an update.
-const LARGE: usize = 1_500_000;
+pub const LARGE: usize = 1_500_000;
 /// Updates that are rows.
 const SMALL: usize = 40_000;
-const NODES: [&str; 3] = ["edge-a", "edge-b", "edge-c"];
-const TASK: &str = "model = \"bench\"\n[strategy]\nname = \"fedavgm\"\n[rounds]\ncount = 3\nmin_nodes = 3\n\
+/// The nodes, and whose process each is in.
+const NODES: [(&str, &str); 3] = [("edge-a", "nodes"), ("edge-b", "nodes"), ("edge-c", "late")];
+pub const TASK: &str = "model = \"bench\"\n[strategy]\nname = \"fedavgm\"\n[rounds]\ncount = 3\nmin_nodes = 3\n\
                     evaluate_every = 0\n[training]\nbatch_size = 65536\n";
 
-/// A coordinator and a process of three nodes with fixed vectors.
-struct Fleet {
-    coordinator: Coordinator,
-    nodes: Option<Process>,
+/// A coordinator and three nodes with fixed vectors, in two processes.
+pub struct Fleet {
+    pub coordinator: Coordinator,
+    nodes: BTreeMap<&'static str, Process>,
     size: usize,
 }
 
 impl Fleet {
     fn start(size: usize) -> Fleet {
-        let coordinator = Coordinator::start();
-        for name in NODES {
-            let token = coordinator.token("node", name);
-            let home = coordinator.folder().join("nodes").join(name);
-            let join = ["node", "join", "--coordinator", &coordinator.enrolment(), "--token", &token, "--dir"];
-            succeed(crate::harness::fedge().args(join).arg(home));
-        }
-        let mut fleet = Fleet { coordinator, nodes: None, size };
-        fleet.start_nodes(None);
+        let mut fleet = Fleet::join(Coordinator::start(), size);
+        fleet.start_nodes();
         fleet
     }
 
-    fn start_nodes(&mut self, point: Option<&str>) {
-        drop(self.nodes.take());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fedge-bench-node"));
-        command.env("FEDGE_LOG", "info").envs(point.map(|point| ("FEDGE_KILL_AT", point)));
-        command.arg("--dirs").arg(self.coordinator.folder().join("nodes")).args(["--model", "bench"]);
-        self.nodes = Some(Process::start(&mut command, self.coordinator.folder().join("nodes.log")));
+    /// The nodes have joined and do not run yet.
+    pub fn join(coordinator: Coordinator, size: usize) -> Fleet {
+        for (name, process) in NODES {
+            let token = coordinator.token("node", name);
+            let home = coordinator.folder().join(process).join(name);
+            let join = ["node", "join", "--coordinator", &coordinator.enrolment(), "--token", &token, "--dir"];
+            succeed(crate::harness::fedge().args(join).arg(home));
+        }
+        Fleet { coordinator, nodes: BTreeMap::new(), size }
     }
 
-    fn publish(&self) -> std::process::Output {
+    pub fn start_nodes(&mut self) {
+        self.start_nodes_of("nodes", None);
+        self.start_nodes_of("late", None);
+    }
+
+    /// Starts one process again; it dies at the point, if one is given.
+    pub fn start_nodes_of(&mut self, process: &'static str, point: Option<&str>) {
+        drop(self.nodes.remove(process));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fedge-bench-node"));
+        command.env("FEDGE_LOG", "info").envs(point.map(|point| ("FEDGE_KILL_AT", point)));
+        command.arg("--dirs").arg(self.coordinator.folder().join(process)).args(["--model", "bench"]);
+        let log = self.coordinator.folder().join(format!("{process}.log"));
+        self.nodes.insert(process, Process::start(&mut command, log));
+    }
+
+    pub fn publish(&self) -> std::process::Output {
         let file = self.coordinator.folder().join("bench.onnx");
         std::fs::write(&file, crate::linear::linear(self.size).0).expect("a model");
         let mut command = self.coordinator.as_operator(&["model", "publish", "--name", "bench"]);
@@ -71,7 +84,7 @@ impl Fleet {
     }
 
     /// Digest of the newest version when the task has ended.
-    fn outcome(&self, task: &str) -> String {
+    pub fn outcome(&self, task: &str) -> String {
         let ended = self.coordinator.wait_for_end(task);
         assert_eq!(ended["state"], "finished", "{ended}\n{}", self.log());
         assert_eq!(ended["newest_version"], 4, "each of three rounds made one version: {ended}");
@@ -86,13 +99,13 @@ impl Fleet {
         newest.expect("version 4")["digest"].as_str().expect("a digest").to_owned()
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         let read = |name: &str| std::fs::read_to_string(self.coordinator.folder().join(name)).unwrap_or_default();
-        format!("{}\n{}", read("coordinator.log"), read("nodes.log"))
+        ["coordinator.log", "nodes.log", "late.log"].map(read).join("\n")
     }
 
     /// The run that nobody disturbs.
-    fn undisturbed(size: usize) -> String {
+    pub fn undisturbed(size: usize) -> String {
         let fleet = Fleet::start(size);
         assert!(fleet.publish().status.success());
         let task = fleet.coordinator.create_task(TASK);
@@ -142,12 +155,11 @@ fn a_node_killed_at_any_persist_point_sends_its_update_once_and_the_model_is_the
     let expected = Fleet::undisturbed(LARGE);
     for point in NODE {
         let mut fleet = Fleet::start(LARGE);
-        fleet.start_nodes(Some(point));
+        fleet.start_nodes_of("nodes", Some(point));
         assert!(fleet.publish().status.success());
         let task = fleet.coordinator.create_task(TASK);
-        let nodes = fleet.nodes.as_mut().expect("nodes");
-        nodes.wait_until_dead(point);
-        fleet.start_nodes(None);
+        fleet.nodes.get_mut("nodes").expect("a process").wait_until_dead(point);
+        fleet.start_nodes_of("nodes", None);
         assert_eq!(fleet.outcome(&task), expected, "{point}");
         let task: Value = fleet.coordinator.task(&task);
         assert_eq!(task["refused"], serde_json::json!({}), "{point}: resent bytes are the same bytes");

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod clients;
+mod disk;
 mod harness;
 mod identities;
 mod kills;
