@@ -3,9 +3,10 @@
 
 pub mod authorization;
 pub mod identity;
+mod planes;
 pub mod tls;
-
 pub mod transfer;
+pub mod update;
 
 /// Generated from `fedge/*.proto`; a contract test fails when it drifts.
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used)]
