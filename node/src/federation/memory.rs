@@ -73,7 +73,7 @@ impl Memory {
     /// # Errors
     /// [`RecordError`] where it can't be read.
     pub fn add_residual(&self, key: &Key, values: &mut [f32]) -> Result<bool, RecordError> {
-        let Some(mut found) = self.find(key, values.len())?.filter(|f| f.header.residual) else { return Ok(false) };
+        let Some(mut found) = self.find(key, Some(values.len()))?.filter(|f| f.header.residual) else { return Ok(false) };
         found.each(0, |index, lost| {
             if let Some(value) = values.get_mut(index) {
                 *value += lost;
@@ -82,18 +82,21 @@ impl Memory {
         Ok(true)
     }
 
-    /// c − c_i, where `server` holds c, or zeros, and gets the difference. Without a memory c_i is zero.
+    /// SCAFFOLD's c − c_i from c, or from zeros where there is none; without a memory c_i is zero. None: both are.
     ///
     /// # Errors
     /// As [`Memory::add_residual`].
-    pub fn subtract_control(&self, key: &Key, server: &mut [f32]) -> Result<(), RecordError> {
-        let Some(mut found) = self.find(key, server.len())?.filter(|f| f.header.control) else { return Ok(()) };
+    pub fn correction(&self, key: &Key, server: Option<Vec<f32>>) -> Result<Option<Vec<f32>>, RecordError> {
+        let expected = server.as_ref().map(Vec::len);
+        let Some(mut found) = self.find(key, expected)?.filter(|f| f.header.control) else { return Ok(server) };
+        let mut values = server.unwrap_or_else(|| vec![0.0; found.header.values as usize]);
         let part = u64::from(found.header.residual);
         found.each(part, |index, own| {
-            if let Some(value) = server.get_mut(index) {
+            if let Some(value) = values.get_mut(index) {
                 *value -= own;
             }
-        })
+        })?;
+        Ok(Some(values))
     }
 
     /// Writes what an update leaves behind into a folder, without a name: not valid yet.
@@ -143,12 +146,14 @@ impl Memory {
         Ok(())
     }
 
-    fn find(&self, key: &Key, values: usize) -> Result<Option<Found>, RecordError> {
+    /// A task's memory, checked; of so many values, where that is known.
+    fn find(&self, key: &Key, values: Option<usize>) -> Result<Option<Found>, RecordError> {
         let path = self.path(key);
         let open = || {
             let (mut record, header) = Record::open::<Header>(&path, KIND)?;
             let parts = u64::from(header.residual) + u64::from(header.control);
-            if header.key != *key || header.values != values as u64 || record.bytes != parts * header.values * 4 {
+            let unfit = values.is_some_and(|values| values as u64 != header.values);
+            if header.key != *key || unfit || Some(record.bytes) != header.values.checked_mul(parts * 4) {
                 return Err(RecordError::damaged(&path, "it is of another task, layout or size"));
             }
             record.verify(header.sha256)?;
@@ -246,14 +251,17 @@ mod tests {
         let room = Room::new();
         let key = key("a");
         room.keep(&key, Leftover { residual: Some(&[1.0, 2.0]), control: Some(&[3.0, 4.0]) });
-        let (mut delta, mut server) = ([0.0, 0.0], [10.0, 10.0]);
+        let mut delta = [0.0, 0.0];
         assert!(room.memory().add_residual(&key, &mut delta).unwrap());
-        room.memory().subtract_control(&key, &mut server).unwrap();
-        assert_eq!((delta, server), ([1.0, 2.0], [7.0, 6.0]));
+        let correction = |server: Option<Vec<f32>>| room.memory().correction(&key, server).unwrap();
+        assert_eq!((delta, correction(Some(vec![10.0; 2]))), ([1.0, 2.0], Some(vec![7.0, 6.0])));
+        assert_eq!(correction(None), Some(vec![-3.0, -4.0]), "the server's is zero");
+        assert_eq!(correction(Some(vec![1.0])), Some(vec![1.0]), "of another size: not looked at");
         room.keep(&key, Leftover { residual: None, control: Some(&[1.0, 1.0]) });
         assert!(!room.memory().add_residual(&key, &mut delta).unwrap());
-        room.memory().subtract_control(&key, &mut server).unwrap();
-        assert_eq!(server, [6.0, 5.0]);
+        assert_eq!(correction(Some(vec![7.0, 6.0])), Some(vec![6.0, 5.0]));
+        room.keep(&key, residual(&[1.0, 2.0]));
+        assert_eq!((correction(None), correction(Some(vec![1.0; 2]))), (None, Some(vec![1.0; 2])));
     }
 
     #[test]
