@@ -3,6 +3,7 @@
 
 pub mod authorization;
 pub mod identity;
+pub mod model_delta;
 mod planes;
 pub mod tls;
 pub mod transfer;
