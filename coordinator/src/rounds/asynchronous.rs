@@ -22,13 +22,7 @@ pub(super) fn staleness(state: &TaskState, work: &Work) -> u64 {
 }
 
 /// Drops what is overdue, closes a full buffer, and gives every idle node something to train.
-pub(super) fn advance(
-    spec: &TaskSpec,
-    buffer: Buffer,
-    state: &mut TaskState,
-    view: View,
-    effects: &mut Vec<Effect>,
-) {
+pub(super) fn advance(spec: &TaskSpec, buffer: Buffer, state: &mut TaskState, view: View, effects: &mut Vec<Effect>) {
     let overdue = |work: &Work| {
         work.status.is_open() && view.now_ms >= work.issued_ms.saturating_add(spec.rounds.deadline_s * 1000)
     };

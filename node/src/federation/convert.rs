@@ -189,8 +189,8 @@ fn terms(plan: &wire::TrainingPlan) -> Result<Terms, String> {
         Some(control) if control.digest.is_empty() => Some(Control::Zeros),
         Some(control) => {
             let digest = control.digest.as_slice().try_into().map(Digest::from_bytes);
-            let digest =
-                digest.map_err(|_| format!("control.digest has {} bytes, expected 32 or none", control.digest.len()))?;
+            let digest = digest
+                .map_err(|_| format!("control.digest has {} bytes, expected 32 or none", control.digest.len()))?;
             Some(Control::File { digest, size_bytes: control.size_bytes })
         }
     };
@@ -332,7 +332,8 @@ pub(crate) mod test_assignments {
     #[test]
     fn messages_that_lack_or_contradict_something_are_refused_by_field() {
         type Change = fn(&mut wire::TrainAssignment);
-        let plan = |change: fn(&mut wire::TrainingPlan)| move |a: &mut wire::TrainAssignment| change(a.plan.as_mut().unwrap());
+        let plan =
+            |change: fn(&mut wire::TrainingPlan)| move |a: &mut wire::TrainAssignment| change(a.plan.as_mut().unwrap());
         let refused = |text: &str, change: &dyn Fn(&mut wire::TrainAssignment)| {
             let mut assignment = wire_train(1);
             change(&mut assignment);

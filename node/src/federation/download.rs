@@ -305,7 +305,10 @@ impl Wanted {
             return answer(format!("a delta of {size} bytes for a file of {}", self.size_bytes));
         }
         if begin.offset != 0 && (begin.offset != offset || form != asked) {
-            return answer(format!("a transfer from byte {} of {form:?}, asked was {offset} of {asked:?}", begin.offset));
+            return answer(format!(
+                "a transfer from byte {} of {form:?}, asked was {offset} of {asked:?}",
+                begin.offset
+            ));
         }
         Ok(form)
     }
@@ -316,3 +319,8 @@ fn discard(path: &Path) {
         tracing::warn!(%error, "a staged transfer stays behind");
     }
 }
+
+#[cfg(test)]
+#[path = "download_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;

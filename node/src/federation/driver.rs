@@ -31,7 +31,8 @@ pub async fn run(session: Session, workshop: Workshop) {
         tokio::spawn(keep_served(session.clone(), workshop.learner.clone(), wanted)),
     ];
     let _background = AbortOnDrop(background.into());
-    let mut driver = Driver { session, workshop, events, serve, state: Participant::default(), work: None, owed: Vec::new() };
+    let mut driver =
+        Driver { session, workshop, events, serve, state: Participant::default(), work: None, owed: Vec::new() };
     driver.run(inbox).await;
 }
 

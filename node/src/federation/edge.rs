@@ -126,11 +126,7 @@ fn locked(pace: &Mutex<Pace>) -> std::sync::MutexGuard<'_, Pace> {
     pace.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn evaluate(
-    package: &Package,
-    serving: &Serving,
-    samples: Vec<Sample>,
-) -> Result<Evaluated, String> {
+fn evaluate(package: &Package, serving: &Serving, samples: Vec<Sample>) -> Result<Evaluated, String> {
     let correct_served = served_correctly(serving, &samples)?;
     let data = dataset(package, samples).map_err(|e| e.to_string())?;
     let float = training::evaluate(&package.model, &data).map_err(|e| e.to_string())?;

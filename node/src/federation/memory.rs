@@ -73,7 +73,9 @@ impl Memory {
     /// # Errors
     /// [`RecordError`] where it can't be read.
     pub fn add_residual(&self, key: &Key, values: &mut [f32]) -> Result<bool, RecordError> {
-        let Some(mut found) = self.find(key, Some(values.len()))?.filter(|f| f.header.residual) else { return Ok(false) };
+        let Some(mut found) = self.find(key, Some(values.len()))?.filter(|f| f.header.residual) else {
+            return Ok(false);
+        };
         found.each(0, |index, lost| {
             if let Some(value) = values.get_mut(index) {
                 *value += lost;

@@ -80,10 +80,8 @@ impl Draft {
     /// [`RecordError`], e.g. where the disk is full.
     pub fn finish(self) -> Result<(Finished, Digest, u64), RecordError> {
         let (buffered, digest, bytes) = self.body.finish();
-        let file = buffered.into_inner().map_err(|error| {
-            let path = error.get_ref().get_ref().path().to_owned();
-            RecordError::at("write", &path)(io::Error::from(error.error().kind()))
-        })?;
+        let path = buffered.get_ref().path().to_owned();
+        let file = buffered.into_inner().map_err(|e| RecordError::at("write", &path)(e.into_error()))?;
         Ok((Finished { file }, digest, bytes))
     }
 }

@@ -141,7 +141,12 @@ struct Held {
 }
 
 /// Writes the package, its model in pieces: it is there with the right digest, or not at all.
-fn write(manifest: &Manifest, repository: &Path, fetched: &Fetched, held: Option<&Held>) -> Result<PathBuf, ShelfError> {
+fn write(
+    manifest: &Manifest,
+    repository: &Path,
+    fetched: &Fetched,
+    held: Option<&Held>,
+) -> Result<PathBuf, ShelfError> {
     let open = |path: &Path| {
         let read = |source| ModelError::Io { path: path.to_owned(), action: "read", source };
         File::open(path).map(BufReader::new).map_err(read)

@@ -89,8 +89,7 @@ async fn offset(mut client: Client, id: AssignmentId, update: &Update, again: bo
     if !again {
         return Ok(0);
     }
-    let request =
-        FindUploadRequest { assignment_id: id.0.to_vec(), sha256: update.sha256.as_bytes().to_vec() };
+    let request = FindUploadRequest { assignment_id: id.0.to_vec(), sha256: update.sha256.as_bytes().to_vec() };
     match call(client.find_upload(request)).await {
         Ok(found) if found.offset <= update.payload.bytes => Ok(found.offset),
         Err(status) if is_transient(&status) => Err(status),
@@ -189,4 +188,93 @@ fn judge(answer: Result<UploadReceipt, Status>) -> Attempt {
 /// May the same upload succeed later? A damaged transfer may, too.
 fn may_succeed_later(status: &Status) -> bool {
     is_transient(status) || matches!(status.code(), Code::DataLoss | Code::Internal)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::federation::fake::Fake;
+    use crate::federation::memory::Leftover;
+    use crate::federation::outbox::tests::{announcement, put};
+
+    const ID: AssignmentId = AssignmentId([7; 16]);
+
+    fn payload() -> Vec<u8> {
+        (0..CHUNK_BYTES * 3 + 17).map(|i| (i % 251) as u8).collect()
+    }
+
+    struct Room {
+        folder: tempfile::TempDir,
+        outbox: Outbox,
+        fake: Fake,
+        client: Client,
+    }
+
+    impl Room {
+        async fn new() -> Room {
+            let folder = tempfile::tempdir().unwrap();
+            let outbox = Outbox::open(folder.path().join("outbox")).unwrap();
+            put(&outbox, ID, &payload(), Leftover::default());
+            let (fake, client) = Fake::start().await;
+            Room { folder: folder, outbox, fake, client }
+        }
+
+        async fn deliver(&self) -> Delivery {
+            deliver(|| self.client.clone(), &self.outbox, ID).await
+        }
+
+        fn arrived(&self) -> (Vec<u8>, bool) {
+            self.fake.state().uploads[&ID.0.to_vec()].clone()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_update_is_sent_at_once_with_all_that_is_said_with_it() {
+        let room = Room::new().await;
+        assert_eq!(room.deliver().await, Delivery::Counted);
+        assert_eq!(room.arrived(), (payload(), true));
+        let state = room.fake.state();
+        assert_eq!((state.begins.len(), state.finds, state.chunks), (1, 0, 4));
+        let begin = &state.begins[0];
+        assert_eq!((begin.size_bytes, begin.offset, begin.examples), (payload().len() as u64, 0, 3));
+        assert_eq!(begin.base, announcement().base.as_bytes());
+        assert_eq!(begin.coding, Some(wire_coding(&announcement().coding)));
+        let metrics = begin.metrics.unwrap();
+        assert_eq!((metrics.loss_base, metrics.partial, metrics.steps), (Some(0.1), true, 1));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_at_any_chunk_costs_no_chunk_twice() {
+        for at in 0..=4 {
+            let room = Room::new().await;
+            room.fake.state().breaks = [at].into();
+            assert_eq!(room.deliver().await, Delivery::Counted);
+            assert_eq!(room.arrived(), (payload(), true));
+            let state = room.fake.state();
+            let there = (at * CHUNK_BYTES).min(payload().len()) as u64;
+            assert_eq!((state.chunks, state.finds, state.begins[1].offset), (4, 1, there));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_ends_it_and_an_overload_does_not() {
+        let room = Room::new().await;
+        room.fake.state().refusals = [Status::resource_exhausted("busy"), Status::failed_precondition("over")].into();
+        assert_eq!(room.deliver().await, Delivery::Refused("over".into()));
+        assert_eq!(room.fake.state().begins.len(), 2);
+        assert_eq!(room.fake.state().chunks, 4, "what has come is not sent again");
+    }
+
+    #[tokio::test]
+    async fn an_update_that_was_damaged_on_disk_is_given_up() {
+        let room = Room::new().await;
+        let path = std::fs::read_dir(room.folder.path().join("outbox")).unwrap().next().unwrap().unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let Delivery::Refused(reason) = room.deliver().await else { panic!("counted") };
+        assert!(reason.contains("digest"), "{reason}");
+        assert_eq!(room.fake.state().begins.len(), 1);
+    }
 }

@@ -58,12 +58,7 @@ pub struct Versions {
 
 impl Versions {
     /// Versions of this shelf, served by `repository`; `data` is read into `samples` once its lineage is known.
-    pub fn new(
-        shelf: Shelf,
-        repository: Arc<ModelRepository>,
-        samples: SampleStore,
-        data: Vec<DataFile>,
-    ) -> Versions {
+    pub fn new(shelf: Shelf, repository: Arc<ModelRepository>, samples: SampleStore, data: Vec<DataFile>) -> Versions {
         Versions {
             shelf,
             repository,

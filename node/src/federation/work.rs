@@ -142,13 +142,7 @@ fn read_values(path: &Path) -> std::io::Result<Vec<f32>> {
 }
 
 /// Encodes what was trained and puts it on disk with what it leaves behind.
-fn persist(
-    outbox: &Outbox,
-    memory: &Memory,
-    key: Key,
-    training: Training,
-    mut trained: Trained,
-) -> Result<(), String> {
+fn persist(outbox: &Outbox, memory: &Memory, key: Key, training: Training, mut trained: Trained) -> Result<(), String> {
     let Training { id, plan, terms, base, .. } = training;
     let coding = &terms.coding;
     let lossy = coding.encoding != Encoding::F32;
