@@ -94,7 +94,7 @@ pub async fn run(
     let federation_port = listen("listen.federation", &config.listen.federation).await?;
     let enrolment_port = listen("listen.enrolment", &config.listen.enrolment).await?;
     let operators_port = listen("listen.operators", &config.listen.operators).await?;
-    let rounds = Rounds::load(store.clone(), nodes).await.map_err(InitError::from)?;
+    let rounds = Rounds::load(store.clone(), nodes, config.store.spool_max_bytes).await.map_err(InitError::from)?;
     let stop_ticks = CancellationToken::new();
     let ticks = rounds.spawn_ticks(stop_ticks.clone());
 

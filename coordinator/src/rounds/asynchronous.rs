@@ -7,8 +7,8 @@ use super::selection;
 use super::state::{Phase, TaskState, Work, WorkStatus};
 use super::step::{Admission, Effect, PAUSE_AFTER_FAILURE_MS, View, assignment, begin_aggregation};
 use super::task::TaskSpec;
-use crate::aggregate::Buffer;
 use crate::aggregate::fixed_point::MAX_COHORT;
+use crate::aggregate::strategies::Buffer;
 
 /// Whether an open assignment's update can be taken into the buffer.
 pub(super) fn admit(buffer: Buffer, state: &TaskState, work: &Work) -> Admission {
@@ -68,3 +68,8 @@ fn issue(spec: &TaskSpec, state: &mut TaskState, view: View) {
     }
     work.extend(new);
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+#[path = "asynchronous_tests.rs"]
+mod tests;

@@ -97,7 +97,7 @@ pub struct TaskState {
     pub phase: Phase,
 }
 
-/// Version of [`TaskState`]'s format.
+/// Version of the format of [`TaskState`] and [`RoundRecord`].
 pub const STATE_SCHEMA: u32 = 2;
 
 impl TaskState {
@@ -125,6 +125,11 @@ impl TaskState {
         }
     }
 
+    /// Every training assignment that may still matter.
+    pub fn assignments(&self) -> impl Iterator<Item = AssignmentId> {
+        self.cohort().into_iter().flatten().chain(&self.outstanding).map(|(id, _)| *id)
+    }
+
     /// A training assignment of the round that is under way, or one that goes on beside it.
     pub fn work(&self, id: AssignmentId) -> Option<&Work> {
         self.cohort().and_then(|work| work.get(&id)).or_else(|| self.outstanding.get(&id))
@@ -135,6 +140,12 @@ impl TaskState {
         let cohort = matches!(self.phase, Phase::Training { .. }).then(|| self.cohort()).flatten();
         let all = cohort.into_iter().flatten().chain(&self.outstanding);
         all.map(|(id, work)| (*id, work)).find(|(_, work)| work.node == node && work.status.is_open())
+    }
+
+    /// The node whose evaluation this is.
+    pub fn evaluator(&self, id: AssignmentId) -> Option<&str> {
+        let Phase::Evaluating { checks, .. } = &self.phase else { return None };
+        checks.iter().find(|(_, (check, _))| *check == id).map(|(node, _)| node.as_str())
     }
 
     /// What a node should evaluate now.
@@ -305,6 +316,8 @@ pub struct Evaluation {
 /// What a finished round leaves behind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RoundRecord {
+    /// Version of this format, [`STATE_SCHEMA`].
+    pub schema: u32,
     /// The round.
     pub round: u64,
     /// What came of it.

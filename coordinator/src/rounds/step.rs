@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::asynchronous;
 use super::selection;
 use super::state::{
-    AssignmentId, Assignments, CheckStatus, Evaluation, Phase, RoundOutcome, RoundRecord, ServerState, TaskOutcome,
-    TaskState, TrainedUpdate, VersionRef, Work, WorkStatus,
+    AssignmentId, Assignments, CheckStatus, Evaluation, Phase, RoundOutcome, RoundRecord, STATE_SCHEMA, ServerState,
+    TaskOutcome, TaskState, TrainedUpdate, VersionRef, Work, WorkStatus,
 };
 use super::task::TaskSpec;
 
@@ -233,6 +233,7 @@ fn close_evaluation(spec: &TaskSpec, state: &mut TaskState, view: View, effects:
 fn record_evaluated(state: &mut TaskState, view: View, effects: &mut Vec<Effect>) {
     let Phase::Evaluating { started_ms, trained, checks, .. } = &mut state.phase else { return };
     effects.push(Effect::RecordRound(RoundRecord {
+        schema: STATE_SCHEMA,
         round: state.round,
         outcome: RoundOutcome::Aggregated(state.base.clone()),
         duration_ms: view.now_ms.saturating_sub(*started_ms),
@@ -247,6 +248,7 @@ fn fail_round(spec: &TaskSpec, state: &mut TaskState, reason: &str, view: View, 
         return;
     };
     effects.push(Effect::RecordRound(RoundRecord {
+        schema: STATE_SCHEMA,
         round: state.round,
         outcome: RoundOutcome::Failed(reason.to_owned()),
         duration_ms: view.now_ms.saturating_sub(*started_ms),

@@ -3,8 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::aggregate::Strategy;
+use fedge_proto::update::{Coding, Encoding};
+
 use crate::aggregate::fixed_point::MAX_COHORT;
+use crate::aggregate::strategies::StrategySpec;
 
 /// A task file, TOML. Unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,7 +16,7 @@ pub struct TaskSpec {
     pub model: String,
     /// How updates become the next global model.
     #[serde(default)]
-    pub strategy: Strategy,
+    pub strategy: StrategySpec,
     /// Round plan.
     #[serde(default)]
     pub rounds: RoundPlan,
@@ -90,6 +92,19 @@ pub struct UpdatePlan {
 impl Default for UpdatePlan {
     fn default() -> Self {
         UpdatePlan { encoding: UpdateEncoding::F32, top_k: 0.01, zstd: false, max_norm: 0.0 }
+    }
+}
+
+impl UpdatePlan {
+    /// As the wire's room knows it.
+    pub fn coding(&self) -> Coding {
+        let encoding = match self.encoding {
+            UpdateEncoding::F32 => Encoding::F32,
+            UpdateEncoding::F16 => Encoding::F16,
+            UpdateEncoding::Int8 => Encoding::Int8,
+            UpdateEncoding::TopK => Encoding::TopK,
+        };
+        Coding { encoding, top_k: self.top_k, zstd: self.zstd }
     }
 }
 
@@ -190,8 +205,11 @@ impl TaskSpec {
     /// # Errors
     /// [`TaskError`] names the key, its value and the allowed range.
     pub fn parse(text: &str) -> Result<TaskSpec, TaskError> {
-        let spec: TaskSpec = toml::from_str(text).map_err(|e| TaskError::Syntax(e.to_string()))?;
+        let mut spec: TaskSpec = toml::from_str(text).map_err(|e| TaskError::Syntax(e.to_string()))?;
         spec.check()?;
+        if let Some(mu) = spec.strategy.client().proximal_mu {
+            spec.training.proximal_mu = mu;
+        }
         Ok(spec)
     }
 
@@ -234,8 +252,28 @@ impl TaskSpec {
         require("training.momentum", t.momentum, (0.0..1.0).contains(&t.momentum), "0 or more, below 1")?;
         require("training.weight_decay", t.weight_decay, (0.0..=1.0).contains(&t.weight_decay), "0 to 1")?;
         require("training.proximal_mu", t.proximal_mu, (0.0..=1000.0).contains(&t.proximal_mu), "0 to 1000")?;
+        self.check_strategy()?;
         let tolerance = self.serving.int8_tolerance;
         require("serving.int8_tolerance", tolerance, (0.0..=1.0).contains(&tolerance), "0 to 1")
+    }
+
+    /// What the strategy asks of the rest of the file.
+    fn check_strategy(&self) -> Result<(), TaskError> {
+        let client = self.strategy.client();
+        let (r, t) = (&self.rounds, &self.training);
+        let mu_is_free = t.proximal_mu == 0.0 || (client.proximal_mu.is_none() && !client.plain_sgd);
+        require("training.proximal_mu", t.proximal_mu, mu_is_free, "0 with this strategy")?;
+        require("training.momentum", t.momentum, t.momentum == 0.0 || !client.plain_sgd, "0 with this strategy")?;
+        if client.control_variates {
+            let exact = "f32 with this strategy: control variates follow from what was really trained";
+            let encoding = self.updates.coding().encoding;
+            require("updates.encoding", encoding, encoding == Encoding::F32, exact)?;
+        }
+        if client.asynchronous.is_some() {
+            let none = "0 with this strategy: it has no rounds to close early";
+            require("rounds.over_selection", r.over_selection, r.over_selection == 0.0, none)?;
+        }
+        Ok(())
     }
 }
 
@@ -256,7 +294,7 @@ mod tests {
     #[test]
     fn the_smallest_task_file_names_its_model_and_takes_the_defaults() {
         let spec = TaskSpec::parse("model = \"digits\"").unwrap();
-        assert_eq!(spec.strategy, Strategy::FedAvg);
+        assert_eq!(spec.strategy.name(), "fedavg");
         assert_eq!(spec.rounds.count, 10);
     }
 
@@ -288,5 +326,19 @@ mod tests {
             let error = TaskSpec::parse(&format!("model = \"m\"\n{line}\n")).unwrap_err();
             assert!(error.to_string().starts_with(key), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn the_strategy_is_a_name_or_a_table_and_its_mu_is_the_training_plans() {
+        let parse = |text: &str| TaskSpec::parse(&format!("model = \"m\"\n{text}\n"));
+        assert_eq!(parse("strategy = \"fednova\"").unwrap().strategy.name(), "fednova");
+        let spec = parse("[strategy]\nname = \"fedprox\"\nmu = 0.5").unwrap();
+        assert_eq!(spec.training.proximal_mu, 0.5);
+        let error = parse("strategy = \"fedprox\"\n[training]\nproximal_mu = 0.1").unwrap_err();
+        assert!(error.to_string().starts_with("training.proximal_mu"), "{error}");
+        let error = parse("[strategy]\nname = \"fedprox\"\nmu = -1.0").unwrap_err();
+        assert!(error.to_string().contains("strategy.mu"), "{error}");
+        let error = parse("strategy = \"scaffold\"").unwrap_err();
+        assert!(error.to_string().starts_with("training.momentum"), "{error}");
     }
 }
