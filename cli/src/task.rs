@@ -158,7 +158,9 @@ impl One {
                     output::json(&serde_json::json!({ "status": status }))?;
                 }
                 // Elsewhere than on a terminal the table's lines are enough, and what a waiting task waits for.
-                Some(Event::Status(status)) if spinner.is_hidden() && (status.contains("waits for nodes") || status.starts_with("paused")) => {
+                Some(Event::Status(status))
+                    if spinner.is_hidden() && (status.contains("waits for nodes") || status.starts_with("paused")) =>
+                {
                     println!("       {status}");
                 }
                 Some(Event::Status(status)) => spinner.set_message(status),

@@ -4,6 +4,7 @@
 pub mod config;
 pub mod federation;
 pub mod inference;
+pub mod killpoint;
 pub mod run;
 pub mod samples;
 pub mod status;

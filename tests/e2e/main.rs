@@ -6,6 +6,13 @@
 
 mod bad_input;
 mod clients;
+mod disk;
 mod harness;
 mod identities;
+mod kills;
+#[path = "../bench/model.rs"]
+mod linear;
 mod rounds;
+#[path = "../bench/vector.rs"]
+#[allow(dead_code)]
+mod vector;

@@ -2,8 +2,9 @@
 
     python tests/parity/strategies.py > coordinator/src/aggregate/strategies/fixtures/steps.json
 
-Nothing is rearranged as the coordinator does it: models instead of deltas, every node's control variate, FedNova's vectors
-a_i, momentum and proximal terms as the papers print them. Three nodes, three rounds, 14 values of which 3 are a statistic.
+Nothing is rearranged as the coordinator does it: models instead of deltas, every node's control variate, FedNova's
+vectors a_i with momentum and proximal term as the paper prints them. Three nodes, three rounds, 14 values of which 3 are a
+statistic.
 """
 
 import json
@@ -114,7 +115,7 @@ def q_fedavg(x, ys, nodes, plan, memory, o):
 
 
 def fedbuff(x, ys, nodes, plan, memory, o):
-    """Nguyen et al. 2022, algorithm 1, with s(tau) = (1 + tau)^-a. A stale node's y is its delta from where x is now."""
+    """Nguyen et al. 2022, algorithm 1, s(tau) = (1 + tau)^-a. A stale node's y is its delta from where x is now."""
     buffered = sum((1 + k.staleness) ** -o["staleness_exponent"] * (y - x) for k, y in zip(nodes, ys))
     return x + o["server_learning_rate"] / len(nodes) * buffered
 

@@ -8,7 +8,8 @@ use fedge_proto::model::ModelVersion;
 use fedge_proto::operators::{
     CancelTaskRequest, CreateTaskRequest, DownloadModelReply, DownloadModelRequest, ListModelsReply, ListModelsRequest,
     ListNodesReply, ListNodesRequest, ListTasksReply, ListTasksRequest, ModelSummary, Node, NodeServing,
-    PauseTaskRequest, PublishRequest, ResumeTaskRequest, ShowTaskRequest, Task, TaskEvent, WatchTaskRequest, operators_server::Operators, task_event::Event,
+    PauseTaskRequest, PublishRequest, ResumeTaskRequest, ShowTaskRequest, Task, TaskEvent, WatchTaskRequest,
+    operators_server::Operators, task_event::Event,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;

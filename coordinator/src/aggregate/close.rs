@@ -7,7 +7,7 @@ use super::fixed_point::{Sums, all_within};
 use super::strategies::{MAX_ARRAYS, Step, StrategySpec};
 use super::{AggregationError, UpdateFacts};
 
-/// A round whose updates are all in the sums. Pieces are independent: in any order, on any thread, they give the same bits.
+/// A round whose updates are all in the sums. Pieces are independent: on any thread, in any order, the bits are the same.
 #[derive(Debug)]
 pub struct Close {
     strategy: StrategySpec,
@@ -42,8 +42,8 @@ impl Close {
     }
 
     /// The next values of the flat range that begins at `start` and has `base`'s length, which are the base's values
-    /// there. `state`: of each of the strategy's arrays the same range, changed in place; what it holds at statistics is
-    /// left alone. Memory: some 20 bytes a value of the piece, so pieces of 2^16 to 2^18 values are best.
+    /// there. `state`: the same range of each of the strategy's arrays, changed in place but at statistics. Memory: some 20
+    /// bytes a value of the piece; 2^16 to 2^18 values are a good size.
     ///
     /// # Errors
     /// [`AggregationError::Length`] for a range outside the layout or other numbers of arrays or values,

@@ -7,8 +7,8 @@ use super::selection;
 use super::state::{Phase, TaskState, Work, WorkStatus};
 use super::step::{Admission, Effect, PAUSE_AFTER_FAILURE_MS, View, assignment, begin_aggregation};
 use super::task::TaskSpec;
-use crate::aggregate::strategies::Buffer;
 use crate::aggregate::fixed_point::MAX_COHORT;
+use crate::aggregate::strategies::Buffer;
 
 /// Whether an open assignment's update can be taken into the buffer.
 pub(super) fn admit(buffer: Buffer, state: &TaskState, work: &Work) -> Admission {
@@ -22,13 +22,7 @@ pub(super) fn staleness(state: &TaskState, work: &Work) -> u64 {
 }
 
 /// Drops what is overdue, closes a full buffer, and gives every idle node something to train.
-pub(super) fn advance(
-    spec: &TaskSpec,
-    buffer: Buffer,
-    state: &mut TaskState,
-    view: View,
-    effects: &mut Vec<Effect>,
-) {
+pub(super) fn advance(spec: &TaskSpec, buffer: Buffer, state: &mut TaskState, view: View, effects: &mut Vec<Effect>) {
     let overdue = |work: &Work| {
         work.status.is_open() && view.now_ms >= work.issued_ms.saturating_add(spec.rounds.deadline_s * 1000)
     };

@@ -77,7 +77,8 @@ pub(super) enum Told {
 /// Whom to wake when `new` replaces `old`. In the middle of a round an answer changes nobody's instructions but its node's
 /// own, which hears the answer itself; an asynchronous task gives out single assignments.
 pub(super) fn news(old: &Board, new: &Board) -> Told {
-    let served = |board: &Board| board.serve.iter().map(|(row, t)| (row.manifest.digest, t.to_bits())).collect::<Vec<_>>();
+    let served =
+        |board: &Board| board.serve.iter().map(|(row, t)| (row.manifest.digest, t.to_bits())).collect::<Vec<_>>();
     let place = |task: &TaskView| (discriminant(&task.state.phase), task.state.round, task.state.base.digest);
     let same_tasks = old.tasks.len() == new.tasks.len()
         && new.tasks.iter().all(|(id, task)| old.tasks.get(id).is_some_and(|old| place(old) == place(task)));

@@ -256,7 +256,9 @@ fn training_plan(spec: &TaskSpec, state: &TaskState) -> wire::TrainingPlan {
     };
     // Before the first round the server's control variate is all zeros, and there is no file.
     let control = client.control_variates.then(|| match &state.server {
-        Some(server) => wire::ControlVariate { digest: server.digest.as_bytes().to_vec(), size_bytes: server.size_bytes },
+        Some(server) => {
+            wire::ControlVariate { digest: server.digest.as_bytes().to_vec(), size_bytes: server.size_bytes }
+        }
         None => wire::ControlVariate::default(),
     });
     wire::TrainingPlan {

@@ -32,12 +32,7 @@ impl Deltas {
     ///
     /// # Errors
     /// [`StoreError`] when a file can't be read or written.
-    pub async fn get(
-        &self,
-        store: &Store,
-        held: Digest,
-        new: &ModelRow,
-    ) -> Result<Option<PathBuf>, StoreError> {
+    pub async fn get(&self, store: &Store, held: Digest, new: &ModelRow) -> Result<Option<PathBuf>, StoreError> {
         let digest = new.manifest.digest;
         if new.size_bytes < SMALLEST || held == digest {
             return Ok(None);
@@ -47,7 +42,10 @@ impl Deltas {
         // Whoever waits here finds what the one before has made.
         let _one = self.making.lock().await;
         let mut hopeless = self.hopeless.lock().await;
-        if old.manifest.name != new.manifest.name || old.size_bytes != new.size_bytes || hopeless.contains(&(held, digest)) {
+        if old.manifest.name != new.manifest.name
+            || old.size_bytes != new.size_bytes
+            || hopeless.contains(&(held, digest))
+        {
             return Ok(None);
         }
         if path.exists() {
@@ -81,13 +79,17 @@ fn make(
         }
     }
     let open = |path| File::open(path).map(|file| BufReader::with_capacity(1 << 20, file));
-    let estimate = model_delta::estimate(&mut File::open(from)?, &mut File::open(to)?).map_err(std::io::Error::other)?;
+    let estimate =
+        model_delta::estimate(&mut File::open(from)?, &mut File::open(to)?).map_err(std::io::Error::other)?;
     if f64::from(estimate) > WORTH {
         return Ok(false);
     }
     // It can be made again: no sync.
     let mut staged = tempfile::NamedTempFile::new_in(folder)?;
-    model_delta::encode(open(from)?, open(to)?, std::io::BufWriter::new(&mut staged)).map_err(std::io::Error::other)?;
+    let [old, new] = [from, to].map(open);
+    let bytes = to.metadata()?.len();
+    let out = std::io::BufWriter::new(&mut staged);
+    model_delta::encode(old?, bytes, new?, bytes, out).map_err(std::io::Error::other)?;
     staged.persist(target).map_err(|e| e.error)?;
     Ok(true)
 }

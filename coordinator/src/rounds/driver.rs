@@ -50,11 +50,7 @@ impl Rounds {
     ///
     /// # Errors
     /// [`StoreError`] if the store can't be read; a task whose model or spool is damaged is named.
-    pub async fn load(
-        store: Store,
-        nodes: Arc<NodeRegistry>,
-        spool_bytes: u64,
-    ) -> Result<Arc<Rounds>, StoreError> {
+    pub async fn load(store: Store, nodes: Arc<NodeRegistry>, spool_bytes: u64) -> Result<Arc<Rounds>, StoreError> {
         let mut tasks = BTreeMap::new();
         for row in store.tasks().await? {
             if !matches!(row.state.phase, Phase::Ended { .. }) {
@@ -213,6 +209,7 @@ impl Rounds {
             _ => None,
         });
         let rounds: Vec<RoundRow> = records.collect();
+        fail::fail_point!("step_before_save");
         self.store
             .save_step(&StepChange {
                 state: &next,
@@ -222,6 +219,7 @@ impl Rounds {
                 rounds: &rounds,
             })
             .await?;
+        fail::fail_point!("step_saved");
         let before = running.state.clone();
         let new_version = minted.is_some();
         if running.enter(next, minted.map(|minted| minted.base)) {
@@ -353,13 +351,7 @@ impl Decision {
     }
 
     /// An admitted update comes along.
-    pub(super) fn accept(
-        &mut self,
-        node: String,
-        assignment: AssignmentId,
-        update: &TrainedUpdate,
-        payload: Payload,
-    ) {
+    pub(super) fn accept(&mut self, node: String, assignment: AssignmentId, update: &TrainedUpdate, payload: Payload) {
         let row = match &payload {
             Payload::Row(bytes) => Some(bytes.clone()),
             Payload::File(_) => None,

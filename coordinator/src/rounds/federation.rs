@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use fedge_models::operators::CATALOGUE_VERSION;
 use fedge_proto::federation::{
-    DeclineReply, DeclineRequest, DownloadRequest, EvaluationReceipt, EvaluationReport, HeartbeatReply,
-    FindUploadReply, FindUploadRequest, HeartbeatRequest, HelloReply, HelloRequest, PollReply, PollRequest, UploadReceipt, UploadRequest,
-    federation_server::Federation,
+    DeclineReply, DeclineRequest, DownloadRequest, EvaluationReceipt, EvaluationReport, FindUploadReply,
+    FindUploadRequest, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest, PollReply, PollRequest,
+    UploadReceipt, UploadRequest, federation_server::Federation,
 };
 use fedge_proto::identity::SpiffeId;
 use tonic::{Request, Response, Status, Streaming};
@@ -38,7 +38,12 @@ pub struct FederationService {
 impl FederationService {
     /// Serves these rounds; nodes are asked for a heartbeat at this interval.
     pub fn new(rounds: Arc<Rounds>, heartbeat_interval: Duration) -> FederationService {
-        FederationService { uploads: Uploads::new(rounds.clone()), rounds, deltas: Deltas::default(), heartbeat_interval }
+        FederationService {
+            uploads: Uploads::new(rounds.clone()),
+            rounds,
+            deltas: Deltas::default(),
+            heartbeat_interval,
+        }
     }
 }
 

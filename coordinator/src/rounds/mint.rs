@@ -118,8 +118,10 @@ pub fn mint(store: &Store, order: Order) -> Result<Minted, MintError> {
             Ok::<(), MintError>(())
         })
     })?;
+    fail::fail_point!("mint_model_written");
     let version = VersionRef { number, digest: written.manifest.digest };
     let server = state.finish(number)?;
+    fail::fail_point!("mint_state_written");
     let row = ModelRow::of_manifest(&written.manifest, written.bytes)?;
     let base = Base {
         path: store.model_path(&written.manifest.name, number),
@@ -205,6 +207,7 @@ impl Arrays {
         let failed = |source| MintError::State { path: path.clone(), source };
         staged.flush().and_then(|()| staged.as_file().sync_all()).map_err(failed)?;
         let digest = digest_of(staged.path()).map_err(failed)?;
+        fail::fail_point!("mint_state_synced");
         staged.persist(&path).map_err(|e| failed(e.error))?;
         let folder = path.parent().unwrap_or(Path::new("."));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;

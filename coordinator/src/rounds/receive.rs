@@ -59,6 +59,7 @@ pub(super) async fn receive(
                 let work = move || -> Result<_, UploadError> {
                     receiver.accept(&chunk)?;
                     file.write_all(&chunk.data).map_err(disk)?;
+                    fail::fail_point!("spool_chunk_written");
                     Ok((file, receiver))
                 };
                 (file, receiver) = blocking(work).await?;

@@ -55,6 +55,8 @@ pub(super) struct Running {
     /// The sums of the round's updates; none before its first.
     sums: Option<Arc<Sums>>,
     folds: Vec<Fold>,
+    /// Why the sums are of no use, if a fold failed.
+    broken: Option<MintError>,
     /// The round whose version is being made.
     aggregating: Option<u64>,
     /// Assignments that nobody waits for any more, the newest last: what comes too late is counted for its task.
@@ -80,7 +82,17 @@ impl Running {
 
     fn new(spec: TaskSpec, state: TaskState, base: Base) -> Running {
         let form = Form { coding: spec.updates.coding(), tensors: base.tensors().into() };
-        Running { spec: Arc::new(spec), state, base, form, sums: None, folds: Vec::new(), aggregating: None, over: VecDeque::new() }
+        Running {
+            spec: Arc::new(spec),
+            state,
+            base,
+            form,
+            sums: None,
+            folds: Vec::new(),
+            broken: None,
+            aggregating: None,
+            over: VecDeque::new(),
+        }
     }
 
     /// Takes the next state, with the version that was minted for it, if any. True: the round is another one, and updates
@@ -94,8 +106,7 @@ impl Running {
             self.base = base;
         }
         if new_round || !matches!(self.state.phase, Phase::Training { .. } | Phase::Aggregating { .. }) {
-            self.sums = None;
-            self.folds.clear();
+            self.forget_sums();
         }
         new_round
     }
@@ -126,17 +137,22 @@ impl Running {
         let (spec, form) = (self.spec.clone(), self.form.clone());
         let count = spec.strategy.strategy().sums();
         let sums = self.sums.get_or_insert_with(|| Arc::new(Sums::new(self.base.scales.clone(), count))).clone();
-        self.folds.push(tokio::task::spawn_blocking(move || {
+        let is_small = matches!(payload, Payload::Row(_));
+        let work = move || {
             let contribution = spec.strategy.contribution(&facts)?;
             fold::fold(&payload, &form, &sums, &contribution, sha256)
-        }));
+        };
+        match is_small {
+            // Some microseconds: less than handing it over.
+            true => self.broken = self.broken.take().or(work().err()),
+            false => self.folds.push(tokio::task::spawn_blocking(work)),
+        }
     }
 
     /// Begins the sum again and folds every accepted update into it: after a restart, at the beginning of a buffer, or
     /// when an attempt broke off.
     pub(super) async fn fold_again(&mut self, store: &Store, spool: &Spool) -> Result<(), StoreError> {
-        self.sums = None;
-        self.folds.clear();
+        self.forget_sums();
         if !matches!(self.state.phase, Phase::Training { .. } | Phase::Aggregating { .. }) {
             return Ok(());
         }
@@ -156,6 +172,12 @@ impl Running {
             self.fold(id, payload, true);
         }
         Ok(())
+    }
+
+    fn forget_sums(&mut self) {
+        self.sums = None;
+        self.folds.clear();
+        self.broken = None;
     }
 
     /// A trained assignment of the round that is under way.
@@ -199,7 +221,7 @@ impl Running {
             return None;
         }
         self.aggregating = Some(self.state.round);
-        let folds = std::mem::take(&mut self.folds);
+        let (folds, broken) = (std::mem::take(&mut self.folds), self.broken.take());
         let sums = self.sums.take();
         let order = sums.map(|sums| Order {
             task_id: self.state.task_id.clone(),
@@ -212,6 +234,7 @@ impl Running {
             population,
         });
         Some(async move {
+            broken.map_or(Ok(()), Err)?;
             for fold in folds {
                 fold.await.map_err(|e| MintError::Interrupted(e.to_string()))??;
             }

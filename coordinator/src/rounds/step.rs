@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::asynchronous;
 use super::selection;
 use super::state::{
-    AssignmentId, Assignments, CheckStatus, Evaluation, Phase, RoundOutcome, RoundRecord, STATE_SCHEMA, ServerState, TaskOutcome,
-    TaskState, TrainedUpdate, VersionRef, Work, WorkStatus,
+    AssignmentId, Assignments, CheckStatus, Evaluation, Phase, RoundOutcome, RoundRecord, STATE_SCHEMA, ServerState,
+    TaskOutcome, TaskState, TrainedUpdate, VersionRef, Work, WorkStatus,
 };
 use super::task::TaskSpec;
 
@@ -148,13 +148,7 @@ fn begin_round(spec: &TaskSpec, state: &mut TaskState, view: View) {
 }
 
 /// A training assignment on the newest version.
-pub(super) fn assignment(
-    task: &str,
-    base: &VersionRef,
-    number: u64,
-    node: &str,
-    now_ms: u64,
-) -> (AssignmentId, Work) {
+pub(super) fn assignment(task: &str, base: &VersionRef, number: u64, node: &str, now_ms: u64) -> (AssignmentId, Work) {
     let id = AssignmentId::derive("train", task, number, node, &base.digest);
     (id, Work { node: node.to_owned(), base: base.clone(), issued_ms: now_ms, status: WorkStatus::Assigned })
 }
@@ -214,11 +208,7 @@ fn aggregated(
 }
 
 /// Everyone who is there evaluates, but for nodes that are training for an asynchronous task.
-fn evaluators(
-    state: &TaskState,
-    minted: &VersionRef,
-    view: View,
-) -> BTreeMap<String, (AssignmentId, CheckStatus)> {
+fn evaluators(state: &TaskState, minted: &VersionRef, view: View) -> BTreeMap<String, (AssignmentId, CheckStatus)> {
     let busy: BTreeSet<&str> =
         state.outstanding.values().filter(|w| w.status.is_open()).map(|w| w.node.as_str()).collect();
     let idle = view.available.iter().filter(|node| !busy.contains(node.as_str()));

@@ -132,6 +132,7 @@ impl Uploads {
     ) -> Result<(TrainedUpdate, Payload), UploadError> {
         let (spool, mut update, terms) = (self.rounds.spool().clone(), begin.update.clone(), terms.clone());
         let entry = Entry { assignment: begin.assignment.0, sha256: update.sha256 };
+        let is_small = matches!(received, Received::Row(_));
         let work = move || {
             let payload = received.payload();
             update.squared_norm = check_values(&payload, &update, &terms).inspect_err(|error| {
@@ -145,6 +146,9 @@ impl Uploads {
             }
             Ok((update, payload))
         };
+        if is_small {
+            return work();
+        }
         tokio::task::spawn_blocking(work).await.map_err(|e| UploadError::Disk(e.to_string()))?
     }
 

@@ -27,9 +27,13 @@ pub(super) fn task_state(mut state: Value) -> Result<Value, String> {
                 let population = phase.get("work").and_then(Value::as_object).map_or(0, Map::len);
                 set(phase, "population", json!(population));
             }
-            for (key, value) in
-                [("schema", json!(2)), ("server", Value::Null), ("issued", json!(0)), ("outstanding", json!({})), ("paused", json!(false))]
-            {
+            for (key, value) in [
+                ("schema", json!(2)),
+                ("server", Value::Null),
+                ("issued", json!(0)),
+                ("outstanding", json!({})),
+                ("paused", json!(false)),
+            ] {
                 set(&mut state, key, value);
             }
             Ok(state)

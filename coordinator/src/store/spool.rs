@@ -114,8 +114,11 @@ impl Spool {
     pub fn finish(&self, entry: &Entry, file: &File) -> Result<(), SpoolError> {
         let (part, path) = (self.part_path(entry), self.path(entry));
         let work = || -> io::Result<()> {
+            fail::fail_point!("spool_before_sync");
             file.sync_all()?;
+            fail::fail_point!("spool_synced");
             fs::rename(&part, &path)?;
+            fail::fail_point!("spool_renamed");
             File::open(&self.folder)?.sync_all()
         };
         work().map_err(|source| SpoolError::File { path: path.clone(), source })

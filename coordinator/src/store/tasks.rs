@@ -126,6 +126,7 @@ impl Store {
                     .execute(&mut *tx)
                     .await?;
             }
+            fail::fail_point!("step_before_commit");
             tx.commit().await
         };
         write.await.map_err(self.database("recording a step of a task"))

@@ -1,4 +1,4 @@
-//! The bytes beneath the encodings: plain or compressed, written into memory, read from anywhere.
+//! The bytes beneath the encodings: plain or compressed, written to and read from anywhere.
 //! What they mean is in the encodings' own files.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -14,17 +14,17 @@ const LEVEL: i32 = 1;
 const WINDOW_LOG: u32 = 19;
 const BUFFER_BYTES: usize = 1 << 16;
 
-pub(super) enum Sink {
-    Plain(Vec<u8>),
-    Zstd(write::Encoder<'static, Vec<u8>>),
+pub(super) enum Sink<'w> {
+    Plain(&'w mut dyn Write),
+    Zstd(write::Encoder<'static, &'w mut dyn Write>),
 }
 
-impl Sink {
-    pub(super) fn new(compress: bool, capacity: usize) -> Result<Sink, EncodeError> {
+impl<'w> Sink<'w> {
+    pub(super) fn new(compress: bool, out: &'w mut dyn Write) -> Result<Sink<'w>, EncodeError> {
         if !compress {
-            return Ok(Sink::Plain(Vec::with_capacity(capacity)));
+            return Ok(Sink::Plain(out));
         }
-        let mut encoder = write::Encoder::new(Vec::new(), LEVEL)?;
+        let mut encoder = write::Encoder::new(out, LEVEL)?;
         encoder.window_log(WINDOW_LOG)?;
         Ok(Sink::Zstd(encoder))
     }
@@ -33,15 +33,15 @@ impl Sink {
         matches!(self, Sink::Zstd(_))
     }
 
-    pub(super) fn finish(self) -> Result<Vec<u8>, EncodeError> {
-        match self {
-            Sink::Plain(bytes) => Ok(bytes),
-            Sink::Zstd(encoder) => Ok(encoder.finish()?),
+    pub(super) fn finish(self) -> Result<(), EncodeError> {
+        if let Sink::Zstd(encoder) = self {
+            encoder.finish()?;
         }
+        Ok(())
     }
 }
 
-impl Write for Sink {
+impl Write for Sink<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Sink::Plain(out) => out.write(bytes),

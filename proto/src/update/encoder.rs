@@ -1,7 +1,7 @@
 //! Encoding an update on the node, with what is lost given back for the next one.
 //! The single encodings are in their own files.
 
-use std::io;
+use std::io::{self, Write};
 
 use super::bytes::Sink;
 use super::sizes::raw_bytes;
@@ -29,9 +29,9 @@ pub enum EncodeError {
         /// The value.
         value: f32,
     },
-    /// The compressor could not be set up: out of memory.
-    #[error("the update cannot be compressed: {0}")]
-    Compression(#[from] io::Error),
+    /// The payload could not be written, or the compressor not be set up.
+    #[error("the update cannot be written: {0}")]
+    Write(#[from] io::Error),
 }
 
 /// Encodes an update. `delta` holds the values in flat order, `tensors` the length of each exchanged tensor in that
@@ -49,6 +49,22 @@ pub enum EncodeError {
 /// [`EncodeError`]; `delta` is then as it was. A value that is not finite is refused but with [`Encoding::F32`], where it
 /// goes as it is, for the coordinator to name.
 pub fn encode(delta: &mut [f32], tensors: &[usize], coding: &Coding, seed: [u8; 32]) -> Result<Vec<u8>, EncodeError> {
+    let mut payload = Vec::with_capacity(usize::try_from(raw_bytes(coding, tensors)).unwrap_or(0));
+    encode_into(delta, tensors, coding, seed, &mut payload)?;
+    Ok(payload)
+}
+
+/// As [`encode`], to a writer: the payload is never in memory as a whole.
+///
+/// # Errors
+/// As [`encode`]. Where `out` fails, part of `delta` may have been replaced already.
+pub fn encode_into(
+    delta: &mut [f32],
+    tensors: &[usize],
+    coding: &Coding,
+    seed: [u8; 32],
+    out: &mut dyn Write,
+) -> Result<(), EncodeError> {
     coding.validate()?;
     let expected = tensors.iter().fold(0usize, |sum, len| sum.saturating_add(*len));
     if expected != delta.len() {
@@ -57,8 +73,7 @@ pub fn encode(delta: &mut [f32], tensors: &[usize], coding: &Coding, seed: [u8; 
     if coding.encoding != Encoding::F32 {
         check_finite(delta)?;
     }
-    let capacity = usize::try_from(raw_bytes(coding, tensors)).unwrap_or(0);
-    let mut sink = Sink::new(coding.zstd, capacity)?;
+    let mut sink = Sink::new(coding.zstd, out)?;
     match coding.encoding {
         Encoding::F32 => {
             plain::encode(delta, &mut sink)?;

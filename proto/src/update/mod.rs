@@ -14,7 +14,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use decoder::{DecodeError, Decoder};
-pub use encoder::{EncodeError, encode};
+pub use encoder::{EncodeError, encode, encode_into};
 pub use int8::SCALED_VALUES;
 pub use sizes::{exact_payload_bytes, max_payload_bytes};
 

@@ -37,7 +37,7 @@ impl Contribution {
     /// `shares`: one for each sum of the strategy.
     ///
     /// # Errors
-    /// [`AggregationError::Weight`] for examples outside 1..=2^20, [`AggregationError::Share`] for a share out of range.
+    /// [`AggregationError::Weight`] for examples out of range, [`AggregationError::Share`] for a share.
     pub fn new(examples: u64, shares: Vec<Share>) -> Result<Contribution, AggregationError> {
         if !(1..=MAX_EXAMPLES).contains(&examples) {
             return Err(AggregationError::Weight(examples));

@@ -115,7 +115,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rounding_equals_round_ties_even(x in -LIMIT..=LIMIT, bits in any::<u64>(), half in -(1i64 << 50)..(1i64 << 50)) {
+        fn rounding_equals_round_ties_even(
+            x in -LIMIT..=LIMIT, bits in any::<u64>(), half in -(1i64 << 50)..(1i64 << 50),
+        ) {
             let any = f64::from_bits(bits);
             let any = if any.abs() <= LIMIT { any } else { 0.25 };
             for x in [x, x / 1e9, any, half as f64 + 0.5] {
@@ -126,7 +128,8 @@ mod tests {
 
         #[test]
         fn squares_do_not_depend_on_how_the_values_were_cut(
-            values in prop::collection::vec(-2.0f32..2.0, 0..100), start in 0usize..20, cut in 0usize..100, second in 0usize..100,
+            values in prop::collection::vec(-2.0f32..2.0, 0..100),
+            start in 0usize..20, cut in 0usize..100, second in 0usize..100,
         ) {
             let mut whole = Squares::default();
             whole.add(start, &values);

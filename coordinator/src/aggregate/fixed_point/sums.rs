@@ -92,7 +92,7 @@ impl Sums {
     }
 }
 
-/// One update on its way into the sums. Dropped before [`Fold::finish`], it leaves sums that no round can be closed with.
+/// One update on its way into the sums. Dropped before [`Fold::finish`], it leaves sums that close no round.
 #[derive(Debug)]
 pub struct Fold<'a> {
     sums: &'a Sums,

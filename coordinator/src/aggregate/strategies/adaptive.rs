@@ -6,8 +6,8 @@ use super::{StateArray, Step, require, require_rate};
 /// The parameters of algorithm 2 (Reddi et al. 2021, "Adaptive Federated Optimization") that all three have.
 ///
 /// With Δ the mean delta: m ← beta1 m + (1 − beta1) Δ; v by the strategy's rule from v and Δ²;
-/// x ← x + eta m / (√v + tau). v is tau² at first, m is 0. Two things are as in the authors' experiments: Δ is weighted
-/// by examples, and there is no bias correction.
+/// x ← x + eta m / (√v + tau). v is tau² at first, m is 0. As in the paper there is no bias correction; unlike its line
+/// for Δ, a plain mean, Δ is weighted by examples, as everywhere where the paper at hand doesn't rest on equal weights.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Adaptive {
     /// eta.

@@ -1,5 +1,5 @@
-//! FedNova: every node's delta is divided by how far its local steps reach, so that nodes with many steps don't pull the
-//! model to their own optimum. How far SGD with momentum and a proximal term reaches is computed here as well.
+//! FedNova: each delta is divided by how far the node's local steps reach, so that many steps don't pull the model to one
+//! node's optimum. How far SGD with momentum and a proximal term reaches is computed here; the steps are the node's.
 
 use serde::{Deserialize, Serialize};
 
@@ -94,7 +94,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_reach_equals_the_closed_forms_of_the_paper(steps in 1u64..3000, rho in 0.01f32..0.99, alpha in 0.001f64..0.99) {
+        fn the_reach_equals_the_closed_forms_of_the_paper(
+            steps in 1u64..3000, rho in 0.01f32..0.99, alpha in 0.001f64..0.99,
+        ) {
             let (tau, rho_64) = (steps as f64, f64::from(rho));
             let momentum = (tau - rho_64 * (1.0 - rho_64.powf(tau)) / (1.0 - rho_64)) / (1.0 - rho_64);
             let found = reach(&with(steps, 0.1, rho, 0.0)).unwrap();

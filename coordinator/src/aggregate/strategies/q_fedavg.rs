@@ -10,7 +10,7 @@ use crate::aggregate::fixed_point::{MAX_EXAMPLES, Share};
 /// Coarsest acceptable mean multiplier: at 2^-10, what is lost to rounding is 1e-6 of a usual weight.
 const FINEST: f64 = 1.0 / 1024.0;
 
-/// q-FedAvg (Li et al. 2020, "Fair Resource Allocation in Federated Learning", algorithm 2): with L = 1 / learning_rate,
+/// q-FedAvg (Li et al. 2020, "Fair Resource Allocation in Federated Learning", algorithm 2), L = 1 / learning_rate:
 /// Δw_k = L (w − w_k), Δ_k = F_k^q Δw_k and h_k = q F_k^(q−1) ‖Δw_k‖² + L F_k^q, w ← w − Σ Δ_k / Σ h_k. As in the
 /// authors' code, 1e-10 is added to each loss.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! SCAFFOLD: control variates correct the drift of local training. The server's half: the model's step, and its variate.
+//! SCAFFOLD: control variates correct the drift of local training. The server's half: the model's step and its variate.
 //! The correction of each local step, and a node's own variate, are the node's.
 
 use serde::{Deserialize, Serialize};

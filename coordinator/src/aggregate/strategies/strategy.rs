@@ -9,8 +9,8 @@ use crate::aggregate::fixed_point::Share;
 /// Most sums and most arrays of the server that a strategy can have.
 pub const MAX_ARRAYS: usize = 2;
 
-/// How updates become the next global model. Statistics (running means and variances) are no strategy's matter: they are
-/// always means weighted by examples.
+/// How updates become the next global model. Statistics (running means and variances) are no strategy's matter: always
+/// means weighted by examples.
 ///
 /// What isn't overridden is federated averaging: one sum, weighted by examples, nothing remembered.
 pub trait Strategy: Debug + Send + Sync {
@@ -55,7 +55,7 @@ pub trait Strategy: Debug + Send + Sync {
         Ok(vec![1.0 / examples as f64])
     }
 
-    /// The server's step on some trainable values; each is independent of all others. Fills `out` and changes the state.
+    /// The server's step on some trainable values, each independent of all others. Fills `out`, changes the state.
     fn next(&self, step: Step<'_>, out: &mut [f32]);
 }
 

@@ -57,7 +57,7 @@ struct Round {
 }
 
 /// f32 keeps 6e-8 of a value, and a round rounds each weight and each array once; the integers' steps are 3.7e-9 for
-/// weights here, halved at most. Three rounds of both stay below 3e-7, relative to values of about 1; what a small value
+/// weights here, halved at most. Three rounds of both stay below 3e-7, relative to values of about 1; what a small one
 /// loses is relative to the step that was taken, below 1 as well.
 const TOLERANCE: f64 = 3e-7;
 
