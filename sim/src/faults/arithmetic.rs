@@ -105,7 +105,7 @@ pub fn facts(spec: &TaskSpec, state: &TaskState, work: &Work, update: &TrainedUp
         squared_norm: update.squared_norm,
         learning_rate: spec.training.learning_rate,
         momentum: spec.training.momentum,
-        proximal_mu: spec.proximal_mu(),
+        proximal_mu: spec.training.proximal_mu,
     }
 }
 

@@ -76,7 +76,9 @@ impl Coverage {
     /// Both tables, in Markdown: effects × faults, and operators' acts × phases. A dash: can't meet.
     pub fn table(&self) -> String {
         let mut text = String::from("| effect | times |");
-        Fault::ALL.iter().for_each(|fault| drop(write!(text, " {} |", words(&format!("{fault:?}")))));
+        for fault in Fault::ALL {
+            let _ = write!(text, " {} |", words(&format!("{fault:?}")));
+        }
         text.push_str("\n|---|--:|");
         text.push_str(&"--:|".repeat(FAULTS));
         for effect in Effect::ALL {
@@ -90,7 +92,9 @@ impl Coverage {
             }
         }
         text.push_str("\n\n| operator |");
-        PHASES.iter().for_each(|phase| drop(write!(text, " {phase} |")));
+        for phase in PHASES {
+            let _ = write!(text, " {phase} |");
+        }
         text.push_str("\n|---|");
         text.push_str(&"--:|".repeat(PHASES.len()));
         for (act, row) in Act::ALL.iter().zip(&self.acts) {

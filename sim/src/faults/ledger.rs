@@ -215,12 +215,16 @@ impl Checks {
 
     /// What was recorded and has not counted yet is in the state, or its task is over.
     fn open_receipts(&mut self, spec: &TaskSpec, state: &TaskState) {
+        // An asynchronous task does not wait for what comes beside its last version.
+        let is_last =
+            state.round >= spec.rounds.count && matches!(state.phase, Phase::Evaluating { .. } | Phase::Ended { .. });
+        let ends_without = spec.strategy.client().asynchronous.is_some() && is_last;
         let mut lost = None;
         let open = self.receipts.iter_mut().filter(|(_, r)| r.fate == Fate::Open && r.task == state.task_id);
         for (id, receipt) in open {
             match state.phase {
                 Phase::Ended { outcome: TaskOutcome::Cancelled } => receipt.fate = Fate::Without,
-                Phase::Ended { .. } if spec.strategy.client().asynchronous.is_some() => receipt.fate = Fate::Without,
+                _ if ends_without => receipt.fate = Fate::Without,
                 _ => {
                     let work = state.work(*id).map(|work| &work.status);
                     if !matches!(work, Some(WorkStatus::Trained(update)) if update.sha256 == receipt.sha256) {

@@ -45,6 +45,7 @@ impl World {
             row_bytes: scenario.row_bytes,
             spool_bytes: scenario.spool_bytes,
             lineages,
+            began: std::time::Instant::now(),
         });
         let checks = Checks::new(&setup.lineages);
         let mut env = Env::new(seed, &scenario, checks, bug, trace);

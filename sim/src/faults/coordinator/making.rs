@@ -57,7 +57,7 @@ pub(super) struct Job {
     stage: Stage,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Stage {
     Clear,
     Write,
@@ -206,33 +206,25 @@ impl Coordinator {
     pub(super) fn make(&mut self, env: &mut Env, generation: u64) -> Result<(), Crash> {
         let Some(process) = &mut self.process else { return Ok(()) };
         let Some(mut job) = process.jobs.remove(&generation) else { return Ok(()) };
-        if let Stage::Report(made) = job.stage {
-            process.sums.remove(&generation).map_or(Ok(()), |sum| {
-                job.stage = Stage::Clear;
-                self.report(env, &job, sum, made)
-            })
-        } else {
-            let stage = job.stage.clone();
-            let outcome = match stage {
-                Stage::Clear => self.clear(env, &job).map(|()| Stage::Write),
-                Stage::Write => self.write(env, &job, generation).map(Stage::Keep),
-                Stage::Keep(made) => self.keep(env, &job, &made).map(|()| Stage::Report(made)),
-                Stage::Report(made) => Ok(Stage::Report(made)),
-            };
-            match outcome {
-                Ok(stage) => {
-                    job.stage = stage;
-                    if let Some(process) = &mut self.process {
-                        process.jobs.insert(generation, job);
-                    }
-                    let slow = env.rng.random_ratio(1, 10);
-                    let after = env.rng.random_range(1..if slow { 2_000 } else { 60 });
-                    env.coordinator_timer(after, Timer::Make(generation));
-                    Ok(())
+        let outcome = match std::mem::replace(&mut job.stage, Stage::Clear) {
+            Stage::Clear => self.clear(env, &job).map(|()| Stage::Write),
+            Stage::Write => self.write(env, &job, generation).map(Stage::Keep),
+            Stage::Keep(made) => self.keep(env, &job, &made).map(|()| Stage::Report(made)),
+            Stage::Report(made) => return self.report(env, &job, generation, made),
+        };
+        match outcome {
+            Ok(stage) => {
+                job.stage = stage;
+                if let Some(process) = &mut self.process {
+                    process.jobs.insert(generation, job);
                 }
-                Err(Failure::Trouble(Trouble::Crash)) => Err(Crash),
-                Err(failure) => self.give_up(env, &job, generation, failure),
+                let slow = env.rng.random_ratio(1, 10);
+                let after = env.rng.random_range(1..if slow { 2_000 } else { 60 });
+                env.coordinator_timer(after, Timer::Make(generation));
+                Ok(())
             }
+            Err(Failure::Trouble(Trouble::Crash)) => Err(Crash),
+            Err(failure) => self.give_up(env, &job, generation, failure),
         }
     }
 
@@ -323,8 +315,9 @@ impl Coordinator {
         Ok(env.end(COORDINATOR, struck)?)
     }
 
-    fn report(&mut self, env: &mut Env, job: &Job, mut sum: Sum, made: Made) -> Result<(), Crash> {
-        let Some((_, lineage)) = self.setup.lineage(&job.spec.model) else { return Ok(()) };
+    fn report(&mut self, env: &mut Env, job: &Job, generation: u64, made: Made) -> Result<(), Crash> {
+        let sum = self.process.as_mut().and_then(|process| process.sums.remove(&generation));
+        let (Some(mut sum), Some((_, lineage))) = (sum, self.setup.lineage(&job.spec.model)) else { return Ok(()) };
         let (number, digest) = (job.base.number + 1, made.digest());
         let row = row(lineage, number, digest, Some(job.base.digest), env.wall_ms(COORDINATOR));
         let kept = (!made.kept.is_empty()).then(|| made.kept_file());

@@ -27,6 +27,8 @@ pub struct Setup {
     pub row_bytes: u64,
     /// Quota of the spool.
     pub spool_bytes: u64,
+    /// A moment of the real clock, which nothing is decided by.
+    pub began: std::time::Instant,
 }
 
 impl Setup {

@@ -96,8 +96,9 @@ impl Coordinator {
         let part = Name::Part(entry.0, entry.1);
         let Some(process) = &mut self.process else { return Ok(false) };
         // An earlier payload of the same assignment that was not finished goes.
-        let others: Vec<_> = process.promised.keys().copied().filter(|o| o.0 == entry.0 && *o != entry).collect();
-        for other in others.into_iter().filter(|o| self.disk.read(Name::Spooled(o.0, o.1)).is_none()) {
+        let unfinished = |o: &([u8; 16], [u8; 4])| self.disk.read(Name::Spooled(o.0, o.1)).is_none();
+        let others = process.promised.keys().copied().filter(|o| o.0 == entry.0 && *o != entry && unfinished(o));
+        for other in others.collect::<Vec<_>>() {
             self.disk.remove(Name::Part(other.0, other.1));
             process.promised.remove(&other);
         }

@@ -1,5 +1,5 @@
 //! The node's outbox and memory on the virtual disk, in the order of the real ones: what an update leaves behind comes
-//! first, then the update, then one sync of the folder; a counted one's rest is renamed, lasting, before it is removed.
+//! first and lasts before the update has a name; a counted one's rest is renamed, lasting, before it is removed.
 
 use rand::RngExt;
 
@@ -60,8 +60,13 @@ impl Node {
         use Effect::{LeftoverName, LeftoverSync, LeftoverWrite, UpdateName, UpdateSync, UpdateWrite};
         if let Some(rest) = rest {
             self.write(env, Name::Leftover(id), rest, [LeftoverWrite, LeftoverSync, LeftoverName])?;
+            self.sync_outbox(env)?;
         }
         self.write(env, Name::Update(id), &update.file(), [UpdateWrite, UpdateSync, UpdateName])?;
+        self.sync_outbox(env)
+    }
+
+    fn sync_outbox(&mut self, env: &mut Env) -> Result<(), Trouble> {
         let struck = env.begin(self.host, Effect::OutboxFolderSync)?;
         if !struck.in_the_middle() {
             self.disk.sync_folder(Folder::Outbox);
@@ -143,10 +148,19 @@ impl Node {
             Err(Trouble::Disk) => Ok(()),
             Ok(struck) => {
                 self.disk.remove(Name::Update(id));
-                if !struck.in_the_middle() {
-                    self.disk.remove(Name::Leftover(id));
+                env.end(self.host, struck)?;
+                if self.disk.read(Name::Leftover(id)).is_none() {
+                    return Ok(());
                 }
-                env.end(self.host, struck)
+                // An update that comes back after a crash must not come back without what it leaves behind.
+                match self.sync_outbox(env) {
+                    Err(Trouble::Crash) => Err(Crash),
+                    Err(Trouble::Disk) => Ok(()),
+                    Ok(()) => {
+                        self.disk.remove(Name::Leftover(id));
+                        Ok(())
+                    }
+                }
             }
         }
     }
@@ -166,7 +180,9 @@ impl Node {
             Name::Update(id) | Name::Leftover(id) => found.iter().any(|(_, found)| found == id),
             _ => false,
         };
-        names.iter().filter(|name| !known(name)).for_each(|name| drop(self.disk.remove(*name)));
+        for name in names.iter().filter(|name| !known(name)) {
+            self.disk.remove(*name);
+        }
         found.into_iter().map(|(_, id)| id).collect()
     }
 

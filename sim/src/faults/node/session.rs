@@ -152,7 +152,8 @@ impl Node {
                 process.tasks.pop_front();
             }
         }
-        match convert::instructions(reply, 1) {
+        // Deadlines on the node's own clock are its training's matter, which is simulated: any moment will do.
+        match convert::instructions(reply, 1, self.setup.began) {
             Ok(instructions) => self.post(env, Event::Instructed(instructions.assignment)),
             Err(problem) => env.checks.fail(Invariant::RecordsAreSound, format!("a poll's reply: {problem}")),
         }
