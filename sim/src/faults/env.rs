@@ -222,8 +222,11 @@ impl Env {
         self.queue.push(at, Happening::Node(host, life, timer));
     }
 
-    /// Plans an operator's wish again.
+    /// Plans an operator's wish again. After the faults nobody holds a task any more.
     pub fn act_again(&mut self, act: Act, task: u8) {
+        if act == Act::Pause && self.is_quiet() {
+            return;
+        }
         self.queue.push(self.time() + 700, Happening::Act(act, task));
     }
 

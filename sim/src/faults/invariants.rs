@@ -28,6 +28,8 @@ pub enum Invariant {
     VersionsGrowByOne,
     /// The accepted updates give the same bits, whatever happened on the way.
     SameUpdatesSameBits,
+    /// Updates that were accepted can be added up and make a version; only a disk can be in the way.
+    AcceptedUpdatesFit,
     /// What a node sent and was counted, and what its memory holds, are together what it learned for those updates.
     ResidualsAreConserved,
     /// One assignment is answered with one payload.

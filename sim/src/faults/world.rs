@@ -148,6 +148,9 @@ impl World {
     }
 
     fn act(&mut self, act: Act, task: u8) {
+        if act == Act::Pause && self.env.is_quiet() {
+            return;
+        }
         let outcome = match self.coordinator.process {
             Some(_) => self.coordinator.act(&mut self.env, act, task),
             None => return self.env.act_again(act, task),

@@ -19,6 +19,7 @@ use crate::faults::database::Accepted;
 use crate::faults::disk::{Folder, Name};
 use crate::faults::effect::Effect;
 use crate::faults::env::{Crash, Env, Trouble};
+use crate::faults::invariants::Invariant;
 use crate::faults::message::{COORDINATOR, Sha};
 
 /// The sum of a round's updates.
@@ -252,7 +253,7 @@ impl Coordinator {
                 Some(file) => Some(file),
                 None => {
                     let what = format!("what {} kept beside version {} is gone", job.task, job.base.number);
-                    env.checks.fail(crate::faults::invariants::Invariant::RecordsAreSound, what);
+                    env.checks.fail(Invariant::RecordsAreSound, what);
                     return Err(Failure::NoVersion("the strategy's state is gone".into()));
                 }
             },
@@ -334,7 +335,11 @@ impl Coordinator {
     /// No version came out.
     fn give_up(&mut self, env: &mut Env, job: &Job, generation: u64, failure: Failure) -> Result<(), Crash> {
         let reason = match failure {
-            Failure::NoVersion(reason) => reason,
+            Failure::NoVersion(reason) => {
+                let what = format!("round {} of {}: {reason}", job.round, job.task);
+                env.checks.fail(Invariant::AcceptedUpdatesFit, what);
+                reason
+            }
             Failure::Trouble(_) => "the disk failed".to_owned(),
         };
         env.note(format_args!("coordinator: no version of {} round {}: {reason}", job.task, job.round));
