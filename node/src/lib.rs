@@ -4,7 +4,6 @@
 pub mod config;
 pub mod federation;
 pub mod inference;
-pub mod killpoint;
 pub mod run;
 pub mod samples;
 pub mod status;

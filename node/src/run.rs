@@ -120,7 +120,6 @@ pub async fn run(
     ready: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RunError> {
-    crate::killpoint::arm();
     let address = config.inference_address()?;
     // What can be seen to be wrong without the coordinator is said before anything starts.
     for data in &config.data {
@@ -233,8 +232,11 @@ fn accept(
     Ok((accepted, AnonymousCallers::EnrolmentOnly, Box::new(renewed)))
 }
 
-/// Holds the folder for this process: it has one sample store and one outbox.
-fn lock(folder: &Path) -> Result<File, RunError> {
+/// Holds the folder of a node that has joined for this process, as long as the file is open: it has one outbox.
+///
+/// # Errors
+/// [`RunError`]: not joined, or another process runs it.
+pub fn lock(folder: &Path) -> Result<File, RunError> {
     if !identity_directory(folder).exists() {
         return Err(RunError::NotJoined(folder.to_owned()));
     }

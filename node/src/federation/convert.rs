@@ -283,7 +283,7 @@ pub(crate) mod test_assignments {
         }
     }
 
-    fn wire_train(number: u8) -> wire::TrainAssignment {
+    pub(crate) fn wire_train(number: u8) -> wire::TrainAssignment {
         wire::TrainAssignment {
             assignment_id: vec![number; 16],
             task_id: "t".into(),
@@ -318,15 +318,18 @@ pub(crate) mod test_assignments {
         of(poll_reply::Assignment::Train(wire_train(number))).unwrap()
     }
 
-    pub(crate) fn evaluate(number: u8) -> Assignment {
-        let assignment = wire::EvaluateAssignment {
+    pub(crate) fn wire_evaluate(number: u8) -> wire::EvaluateAssignment {
+        wire::EvaluateAssignment {
             assignment_id: vec![number; 16],
             task_id: "t".into(),
             round: 1,
             version: Some(wire_version(number.into())),
             deadline_ms: 1000,
-        };
-        of(poll_reply::Assignment::Evaluate(assignment)).unwrap()
+        }
+    }
+
+    pub(crate) fn evaluate(number: u8) -> Assignment {
+        of(poll_reply::Assignment::Evaluate(wire_evaluate(number))).unwrap()
     }
 
     #[test]

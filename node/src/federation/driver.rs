@@ -212,3 +212,8 @@ impl Drop for AbortOnDrop {
         self.0.iter().for_each(JoinHandle::abort);
     }
 }
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;

@@ -48,24 +48,27 @@ pub(crate) struct State {
     pub evaluations: Vec<EvaluationReport>,
 }
 
-#[derive(Clone, Default)]
-pub(crate) struct Fake(Arc<Mutex<State>>);
+#[derive(Clone)]
+pub(crate) struct Fake {
+    state: Arc<Mutex<State>>,
+    /// Where it listens, host:port.
+    pub address: String,
+}
 
 impl Fake {
     /// Starts one, and gives a client of it.
     pub(crate) async fn start() -> (Fake, Client) {
-        let fake = Fake::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+        let fake = Fake { state: Arc::default(), address: listener.local_addr().unwrap().to_string() };
         let service = FederationServer::new(fake.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let server = tonic::transport::Server::builder().add_service(service);
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        let channel = connect_plaintext(&address).await.unwrap();
+        let channel = connect_plaintext(&fake.address).await.unwrap();
         (fake, Client::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.state.lock().unwrap()
     }
 
     /// Serves a file.

@@ -123,14 +123,14 @@ impl Outbox {
         }
         let announce = || {
             let written = finished.head(KIND, &header)?;
-            crate::kill_point!("outbox-written");
+            fail::fail_point!("outbox_before_sync");
             let synced = written.sync()?;
-            crate::kill_point!("outbox-synced");
+            fail::fail_point!("outbox_synced");
             synced.name(&self.path(id))?;
             record::sync_folder(&self.folder)
         };
         announce().inspect_err(|_| self.discard(id))?;
-        crate::kill_point!("outbox-announced");
+        fail::fail_point!("outbox_written");
         Ok(size_bytes)
     }
 
@@ -155,7 +155,7 @@ impl Outbox {
     /// [`RecordError`] where its memory can't be made valid. The update stays then, and this has to be done again before
     /// the next one of its task is trained.
     pub fn keep(&self, id: AssignmentId, memory: &Memory) -> Result<(), RecordError> {
-        crate::kill_point!("outbox-counted");
+        fail::fail_point!("counted_before_keep");
         match Record::open::<Header>(&self.path(id), KIND) {
             Ok((_, header)) if header.leftover => memory.keep(&header.announcement.key, &self.memory_path(id))?,
             Ok(_) => {}
@@ -165,7 +165,7 @@ impl Outbox {
             }
             Err(error) => return Err(error),
         }
-        crate::kill_point!("memory-kept");
+        fail::fail_point!("kept_before_remove");
         self.discard(id);
         Ok(())
     }

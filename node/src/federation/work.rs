@@ -214,3 +214,8 @@ impl OwnControl {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "work_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub(crate) mod tests;
