@@ -83,13 +83,16 @@ pub async fn file_chunks(
     counted: impl Fn(u64) + Send + 'static,
 ) -> Result<ChunkStream, Status> {
     let mut file = tokio::fs::File::open(&path).await.map_err(|e| unreadable(&path, &e))?;
+    let size = file.metadata().await.map_err(|e| unreadable(&path, &e))?.len();
     file.set_max_buf_size(CHUNK_BYTES);
     file.seek(SeekFrom::Start(offset)).await.map_err(|e| unreadable(&path, &e))?;
     let (tx, rx) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut at = offset;
         loop {
-            let mut data = Vec::with_capacity(CHUNK_BYTES);
+            // One byte more than is expected shows the end without another allocation.
+            let left = usize::try_from(size.saturating_sub(at)).unwrap_or(CHUNK_BYTES);
+            let mut data = Vec::with_capacity(left.saturating_add(1).min(CHUNK_BYTES));
             let piece = match (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await {
                 Ok(0) => break,
                 Ok(len) => {
