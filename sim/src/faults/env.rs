@@ -299,7 +299,7 @@ impl Env {
             self.coverage.strike(effect, fault);
         }
         let everyday = |rng: &mut ChaCha8Rng, of_1000: u32| of_1000 > 0 && rng.random_range(0..1000) < of_1000;
-        let network = if self.is_quiet() { Network { lost: 0, duplicated: 0, late: 0, usual_ms: 5 } } else { self.network };
+        let network = if self.is_quiet() { Network { lost: 0, duplicated: 0, late: 0, cut: 0, usual_ms: 5 } } else { self.network };
         let mut lost = false;
         match fault {
             Some(Fault::CrashBefore) => return Err(Crash),
@@ -313,6 +313,10 @@ impl Env {
             _ if self.is_partitioned(node) => {
                 self.coverage.strike(effect, Fault::Partition);
                 lost = true;
+            }
+            _ if Fault::Cut.can_strike(effect) && everyday(&mut self.rng, network.cut) => {
+                self.coverage.strike(effect, Fault::Cut);
+                self.cut(node, call);
             }
             _ if everyday(&mut self.rng, network.lost) => {
                 self.coverage.strike(effect, Fault::Loss);

@@ -55,6 +55,8 @@ pub struct Network {
     pub duplicated: u32,
     /// Of 1000 messages: up to 3 s late.
     pub late: u32,
+    /// Of 1000 parts of an upload: the connection breaks there.
+    pub cut: u32,
     /// Usual time of a message.
     pub usual_ms: Ms,
 }
@@ -147,13 +149,14 @@ impl Scenario {
         ]);
         Scenario {
             row_bytes: if spooled || rng.random_ratio(2, 3) { 0 } else { 1 << 16 },
-            // Room for every node's update of every lineage, and for one more that grows beside.
-            spool_bytes: (count as u64 + 1) * lineages.iter().map(|len| *len as u64 * 4).sum::<u64>(),
+            // Room for a buffer (4 at most), one update more of every node, and one of each that grows.
+            spool_bytes: (2 * count as u64 + 4) * lineages.iter().map(|len| *len as u64 * 4).sum::<u64>(),
             coarseness: if remembered { 8 } else { *pick(rng, &[1, 4, 8, 16]) },
             network: Network {
                 lost: *pick(rng, &[0, 2, 10, 40]),
                 duplicated: *pick(rng, &[0, 2, 10, 40]),
                 late: *pick(rng, &[0, 2, 10, 40]),
+                cut: *pick(rng, &[0, 5, 30]),
                 usual_ms: *pick(rng, &[2, 10, 60]),
             },
             incidents: incidents(rng, count, quiet_at),

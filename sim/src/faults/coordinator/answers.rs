@@ -106,7 +106,9 @@ impl Coordinator {
         let Some(process) = &mut self.process else { return };
         process.waiting.push(waiting);
         if !std::mem::replace(&mut process.persisting, true) {
-            let after = env.rng.random_range(1..60);
+            // A disk that is busy now and then.
+            let slow = env.rng.random_ratio(1, 20);
+            let after = env.rng.random_range(1..if slow { 4_000 } else { 60 });
             env.coordinator_timer(after, Timer::Persist);
         }
     }

@@ -101,21 +101,21 @@ impl Coordinator {
 
     /// Removes what a crash left behind, and counts what stays against the quota.
     fn sweep(&mut self, env: &mut Env, known: &BTreeSet<AssignmentId>) -> Result<(), Trouble> {
-        let struck = env.begin(COORDINATOR, Effect::SpoolSweep)?;
+        let struck = env.begin(COORDINATOR, Effect::SpoolSweep);
         let files = self.disk.list(Folder::Spool);
         let half = files.len() / 2;
         for (index, name) in files.into_iter().enumerate() {
             let (Name::Part(id, sha) | Name::Spooled(id, sha)) = name else { continue };
-            if struck.in_the_middle() && index >= half {
-                break;
-            }
-            if !known.contains(&AssignmentId(id)) {
+            let sweeps = struck.as_ref().is_ok_and(|struck| index < half || !struck.in_the_middle());
+            if sweeps && !known.contains(&AssignmentId(id)) {
                 self.disk.remove(name);
             } else if let Some(process) = &mut self.process {
+                // What can't be removed takes its place as well.
                 let bytes = self.disk.read(name).map_or(0, |file| file.len() as u64);
-                process.promised.insert((id, sha), bytes);
+                *process.promised.entry((id, sha)).or_default() += bytes;
             }
         }
+        let struck = struck?;
         let tasks = self.process.iter().flat_map(|process| process.tasks.values());
         let kept: BTreeSet<Name> = tasks
             .filter(|running| running.state.server.is_some())
