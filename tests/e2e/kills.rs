@@ -94,9 +94,9 @@ impl Fleet {
             assert_eq!(trained.count(), NODES.len(), "{round}");
         }
         let models = json(&mut self.coordinator.as_operator(&["model", "list", "--json"]));
-        let newest = models.as_array().expect("models").iter().find(|m| m["number"] == 4).cloned();
+        let newest = models.as_array().expect("models").iter().find(|m| m["manifest"]["number"] == 4).cloned();
         leftovers(&self.coordinator.home().join("store"));
-        newest.expect("version 4")["digest"].as_str().expect("a digest").to_owned()
+        newest.expect("version 4")["manifest"]["digest"].as_str().expect("a digest").to_owned()
     }
 
     pub fn log(&self) -> String {
