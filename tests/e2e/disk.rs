@@ -57,7 +57,10 @@ fn a_full_disk_is_reported_and_the_round_goes_on_when_there_is_room_again() {
     // The write that does not fit any more is what is wanted.
     let _ = std::fs::write(&filler, vec![1u8; 64 << 20]);
     fleet.start_nodes();
-    wait_for("word of the full disk", || fleet.log().contains("No space left").then_some(()));
+    wait_for("word of the full disk", || {
+        let log = fleet.log();
+        (log.contains("disk is full") || log.contains("No space left")).then_some(())
+    });
     std::fs::remove_file(filler).expect("the filler goes");
     assert_eq!(fleet.outcome(&task), Fleet::undisturbed(LARGE));
 }
