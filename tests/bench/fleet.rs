@@ -64,6 +64,11 @@ impl Process {
         Ok((ticks(11) + ticks(12)) as f64 / 100.0)
     }
 
+    /// Begins its peak of memory again.
+    pub fn reset_peak(&self) -> anyhow::Result<()> {
+        Ok(std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5")?)
+    }
+
     /// A line of /proc/PID/status in bytes: `VmRSS`, `VmHWM`.
     pub fn memory(&self, key: &str) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;

@@ -67,6 +67,7 @@ fn main() -> anyhow::Result<()> {
     let path = file.to_str().context("the folder's name is not UTF-8")?;
     coordinator.command(&["model", "publish", path, "--name", MODEL], false)?;
     let published_peak = coordinator.process.memory("VmHWM")?;
+    coordinator.process.reset_peak()?;
 
     let names: Vec<String> = (0..arguments.nodes).map(|i| format!("node-{i:04}")).collect();
     let mut processes = Vec::new();
@@ -99,7 +100,7 @@ fn main() -> anyhow::Result<()> {
         "round_seconds_max": seconds.last(), "wall_seconds_per_round": wall / rounds, "rounds_per_second": rounds / wall,
         "node_cpu_seconds_per_round": (after.1 - before.1) / node_rounds,
         "coordinator_cpu_seconds_per_round": (after.0 - before.0) / rounds,
-        "coordinator_peak_bytes": coordinator_peak, "coordinator_peak_bytes_after_publishing": published_peak,
+        "coordinator_peak_bytes": coordinator_peak, "coordinator_peak_bytes_publishing": published_peak,
         "all_peak_bytes": coordinator_peak + peaks.iter().sum::<u64>(),
         "idle_process_bytes": idle.iter().max(), "connect_seconds": connected.as_secs_f64(),
         "bytes_up_per_round": mean(&task, "bytes_up"), "bytes_down_per_round": mean(&task, "bytes_down"),

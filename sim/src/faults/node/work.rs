@@ -158,7 +158,9 @@ impl Node {
         let unkept = self.process.as_mut().map(|process| std::mem::take(&mut process.unkept)).unwrap_or_default();
         for counted in unkept {
             if let Err(trouble) = self.keep(env, counted) {
-                self.process.as_mut().map(|process| process.unkept.push(counted));
+                if let Some(process) = self.process.as_mut() {
+                    process.unkept.push(counted);
+                }
                 return Err(trouble);
             }
         }
