@@ -65,7 +65,8 @@ impl ListNodes {
         if self.json {
             return output::json(&nodes.iter().map(node_json).collect::<Vec<_>>());
         }
-        let mut table = output::table(&["node", "state", "heard of", "model", "version", "precision", "samples"], &[4, 6]);
+        let mut table =
+            output::table(&["node", "state", "heard of", "model", "version", "precision", "samples"], &[4, 6]);
         for node in nodes {
             let state = if node.available { "available" } else { "lost" };
             let head = [node.id.clone(), state.to_owned(), output::ago(node.last_seen_ms)];

@@ -148,7 +148,8 @@ impl Coordinator {
         let started = std::time::Instant::now();
         loop {
             let listed = self.operate(&["coordinator", "nodes"])?;
-            let available = |n: &&Value| n["available"] == true && n["serving"].as_array().is_some_and(|s| !s.is_empty());
+            let available =
+                |n: &&Value| n["available"] == true && n["serving"].as_array().is_some_and(|s| !s.is_empty());
             if listed.as_array().is_some_and(|all| all.iter().filter(available).count() >= nodes) {
                 return Ok(started.elapsed());
             }

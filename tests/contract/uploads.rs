@@ -183,7 +183,10 @@ impl Update {
             base: assignment.base.as_ref().unwrap().digest.clone(),
             layout: model.layout().digest().as_bytes().to_vec(),
             size_bytes: payload.len() as u64,
-            coding: Some(Coding { encoding: Encoding::F32.into(), ..assignment.plan.as_ref().unwrap().coding.unwrap() }),
+            coding: Some(Coding {
+                encoding: Encoding::F32.into(),
+                ..assignment.plan.as_ref().unwrap().coding.unwrap()
+            }),
             examples: 10,
             metrics: Some(TrainingMetrics { steps: 1, loss_first: 1.0, loss_last: 0.5, ..TrainingMetrics::default() }),
             sha256: Sha256::digest(&payload).to_vec(),
@@ -223,7 +226,8 @@ async fn every_kind_of_bad_update_is_refused_by_its_own_name_and_the_round_goes_
     let model = coordinator.publish(digits()).await;
     let parameters = model.layout().exchanged_len();
     // Two nodes are good; the others are bad for good, each in its own way.
-    let wrong = ["bad-base", "bad-layout", "bad-coding", "bad-size", "bad-nan", "bad-infinity", "bad-huge", "bad-steps"];
+    let wrong =
+        ["bad-base", "bad-layout", "bad-coding", "bad-size", "bad-nan", "bad-infinity", "bad-huge", "bad-steps"];
     let mut good = vec![coordinator.node("good-0").await, coordinator.node("good-1").await];
     let mut bad = Vec::new();
     for name in wrong {
@@ -314,7 +318,8 @@ async fn damaged_on_the_way(node: &mut Node, update: &Update) {
         Part::Chunk(Chunk { offset: 0, crc32: crc32fast::hash(&data), data: data.into() })
     };
     let damaged = Part::Chunk(Chunk { crc32: chunk.crc32 ^ 1, ..chunk.clone() });
-    let surplus = Part::Chunk(Chunk { offset: len as u64, crc32: crc32fast::hash(b"x"), data: Bytes::from_static(b"x") });
+    let surplus =
+        Part::Chunk(Chunk { offset: len as u64, crc32: crc32fast::hash(b"x"), data: Bytes::from_static(b"x") });
     let whole = || Part::Chunk(chunk.clone());
     for (what, parts, code) in [
         ("out of order", vec![begin(), cut(len, 100), cut(100, 0), commit()], Code::DataLoss),
@@ -360,10 +365,8 @@ async fn a_large_upload_goes_on_where_its_connection_broke() {
     let update = Update::new(&assignment, &model, (0..parameters).map(|i| (i % 97) as f32 / 4096.0).collect());
     let pieces = update.chunks();
     assert!(pieces.len() >= 3);
-    let find = FindUploadRequest {
-        assignment_id: update.begin.assignment_id.clone(),
-        sha256: update.begin.sha256.clone(),
-    };
+    let find =
+        FindUploadRequest { assignment_id: update.begin.assignment_id.clone(), sha256: update.begin.sha256.clone() };
     let mut offset = 0;
     for piece in &pieces[..pieces.len() - 1] {
         // A connection that carries one chunk and breaks.

@@ -18,7 +18,8 @@ use super::learner::{Client, Learner};
 use super::participant::Event;
 use crate::status::{NodeStatus, StatusFile};
 
-const PROTOCOL: u32 = 1;
+/// Of the federation service: 2 since updates have codings and transfers go on where they broke off.
+const PROTOCOL: u32 = 2;
 /// How long the coordinator may hold a poll.
 const POLL_WAIT: Duration = Duration::from_secs(20);
 /// Grace on top, before a poll counts as lost.
