@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::model::Chunk;
 
 /// Size of a piece.
-pub const CHUNK_BYTES: usize = 1 << 20;
+pub const CHUNK_BYTES: usize = 256 << 10;
 /// Largest message that a server or a client of ours decodes: a chunk and its frame.
 pub const MAX_MESSAGE_BYTES: usize = 2 << 20;
 

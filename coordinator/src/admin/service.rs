@@ -25,6 +25,9 @@ use crate::store::wall_clock_ms;
 /// How often a watcher hears what the task waits for, at least.
 const STATUS_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// How often a watcher hears something, at most.
+const STATUS_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// The service that operators call.
 #[derive(Debug)]
 pub struct OperatorsService {
@@ -182,7 +185,7 @@ impl OperatorsService {
     async fn describe(&self, row: &TaskRow) -> Result<Task, Status> {
         let store = self.rounds.store();
         let id = &row.state.task_id;
-        let rounds = store.rounds(id).await.map_err(convert::unavailable)?;
+        let rounds = store.rounds(id, 0).await.map_err(convert::unavailable)?;
         let refused = store.refusals(id).await.map_err(convert::unavailable)?;
         Ok(convert::task(row, &rounds, refused, self.rounds.now_ms()))
     }
@@ -190,21 +193,21 @@ impl OperatorsService {
     /// Sends each round once, the status when it changes, and the end. Returns when the watcher is gone.
     async fn watch(&self, id: &str, tx: &mpsc::Sender<Result<TaskEvent, Status>>) -> Result<(), Status> {
         let mut board = self.rounds.board();
-        let (mut sent_rounds, mut sent_status) = (0, String::new());
+        let (mut sent_round, mut sent_status) = (0, String::new());
         loop {
-            board.borrow_and_update();
-            let task = self.find(id).await?;
-            let ended = !matches!(task.state.as_str(), "running" | "paused");
-            let mut events: Vec<Event> = task.rounds.iter().skip(sent_rounds).cloned().map(Event::Round).collect();
-            sent_rounds = task.rounds.len();
-            // The seconds that are left are no news.
-            let status = task.status.split(" (").next().unwrap_or_default();
-            if status != sent_status {
-                status.clone_into(&mut sent_status);
-                events.push(Event::Status(task.status.clone()));
-            }
-            if ended {
-                events.push(Event::Ended(task));
+            let status = convert::status(&board.borrow_and_update(), id, self.rounds.now_ms());
+            let rows = self.rounds.store().rounds(id, sent_round).await.map_err(convert::unavailable)?;
+            sent_round = rows.last().map_or(sent_round, |row| row.record.round);
+            let mut events: Vec<Event> = rows.iter().map(convert::round_summary).map(Event::Round).collect();
+            let ended = status.is_none();
+            match status {
+                // The seconds that are left are no news.
+                Some(status) if status.split(" (").next() != Some(&sent_status) => {
+                    status.split(" (").next().unwrap_or_default().clone_into(&mut sent_status);
+                    events.push(Event::Status(status));
+                }
+                Some(_) => {}
+                None => events.push(Event::Ended(self.find(id).await?)),
             }
             for event in events {
                 if tx.send(Ok(TaskEvent { at_ms: wall_clock_ms(), event: Some(event) })).await.is_err() {
@@ -214,6 +217,8 @@ impl OperatorsService {
             if ended {
                 return Ok(());
             }
+            // People read ten changes a second at most, and a busy task has hundreds.
+            tokio::time::sleep(STATUS_PAUSE).await;
             let changed = tokio::time::timeout(STATUS_INTERVAL, board.changed()).await;
             if matches!(changed, Ok(Err(_))) || tx.is_closed() {
                 return Ok(());

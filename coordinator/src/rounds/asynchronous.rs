@@ -12,7 +12,7 @@ use crate::aggregate::strategies::Buffer;
 
 /// Whether an open assignment's update can be taken into the buffer.
 pub(super) fn admit(buffer: Buffer, state: &TaskState, work: &Work) -> Admission {
-    let staleness = staleness(state, work);
+    let staleness = next_buffers_base(state).saturating_sub(work.base.number);
     if staleness > buffer.max_staleness { Admission::Stale(staleness) } else { Admission::Open }
 }
 
@@ -21,15 +21,28 @@ pub(super) fn staleness(state: &TaskState, work: &Work) -> u64 {
     state.base.number.saturating_sub(work.base.number)
 }
 
-/// Drops what is overdue, closes a full buffer, and gives every idle node something to train.
+/// The version on which an update counts that comes now: while one is made, it waits for the buffer after it.
+fn next_buffers_base(state: &TaskState) -> u64 {
+    state.base.number + u64::from(matches!(state.phase, Phase::Aggregating { .. }))
+}
+
+/// Drops what is overdue or trains too old a version by now, closes a full buffer, and gives every idle node something to train.
 pub(super) fn advance(spec: &TaskSpec, buffer: Buffer, state: &mut TaskState, view: View, effects: &mut Vec<Effect>) {
-    let overdue = |work: &Work| {
-        work.status.is_open() && view.now_ms >= work.issued_ms.saturating_add(spec.rounds.deadline_s * 1000)
+    let base = next_buffers_base(state);
+    let given_up = |work: &Work| match work.status.is_open() {
+        true if view.now_ms >= work.issued_ms.saturating_add(spec.rounds.deadline_s * 1000) => {
+            Some("no update came before its deadline")
+        }
+        // It would be refused: the node had better begin with a newer version at once.
+        true if base.saturating_sub(work.base.number) > buffer.max_staleness => Some("its version is too old by now"),
+        _ => None,
     };
-    state.outstanding.retain(|_, work| !overdue(work));
+    state.outstanding.retain(|_, work| given_up(work).is_none());
     let Phase::Training { work, .. } = &mut state.phase else { return };
-    for work in work.values_mut().filter(|work| overdue(work)) {
-        work.status = WorkStatus::Declined("no update came before its deadline".to_owned());
+    for work in work.values_mut() {
+        if let Some(reason) = given_up(work) {
+            work.status = WorkStatus::Declined(reason.to_owned());
+        }
     }
     if work.values().filter(|w| matches!(w.status, WorkStatus::Trained(_))).count() >= buffer.size {
         // What is still being trained goes on beside the making of the version, into the next buffer.

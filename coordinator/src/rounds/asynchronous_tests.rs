@@ -94,8 +94,32 @@ fn what_was_begun_on_an_older_version_counts_in_the_next_buffer_until_it_is_too_
     let Some(Effect::Aggregate { accepted, .. }) = run.effects.last() else { panic!("{:?}", run.effects) };
     assert_eq!(accepted[..], [slow]);
     assert_eq!(staleness(&run.state, run.state.work(slow).unwrap()), 1);
+    assert_eq!(admit(&run.spec, &run.state, slower, None), Admission::Stale(2), "it would count on version 3");
+    run.now_ms += PAUSE_AFTER_FAILURE_MS;
     run.mint();
-    assert_eq!(admit(&run.spec, &run.state, slower, None), Admission::Stale(2));
+    assert_eq!(admit(&run.spec, &run.state, slower, None), Admission::Closed);
+    assert_ne!(run.assignment("slower"), slower, "the node begins with the newest version instead");
+}
+
+#[test]
+fn an_update_that_comes_while_a_version_is_made_is_one_version_older_when_it_counts() {
+    let mut spec = spec(1, "");
+    spec.strategy = crate::aggregate::strategies::StrategySpec::new(
+        "fedbuff",
+        toml::from_str("buffer_size = 1\nmax_staleness = 0\n").unwrap(),
+    )
+    .unwrap();
+    let mut run = Run::new(spec, &["a", "b"]);
+    let b = run.assignment("b");
+    run.train("a");
+    assert!(matches!(run.state.phase, Phase::Aggregating { .. }));
+    // Taken, it would make the next buffer fail: no update of that age counts there.
+    assert_eq!(admit(&run.spec, &run.state, b, None), Admission::Stale(1));
+    run.event(Event::AggregationFailed("disk full".into()));
+    assert_eq!(run.state.base.number, 1);
+    run.now_ms += PAUSE_AFTER_FAILURE_MS;
+    run.event(Event::Tick);
+    assert_eq!(admit(&run.spec, &run.state, run.assignment("b"), None), Admission::Open);
 }
 
 #[test]

@@ -303,6 +303,12 @@ pub fn task(row: &TaskRow, rounds: &[RoundRow], refused: std::collections::BTree
     }
 }
 
+/// What a running task waits for, in words; none: it does not run.
+pub fn status(board: &Board, id: &str, now_ms: u64) -> Option<String> {
+    let task = board.tasks.get(id)?;
+    Some(super::status::describe(&task.spec, &task.state, now_ms))
+}
+
 /// A finished round as operators see it.
 pub fn round_summary(row: &RoundRow) -> RoundSummary {
     let record = &row.record;

@@ -34,14 +34,15 @@ pub async fn download(
     request: DownloadRequest,
 ) -> Result<DownloadStream, Status> {
     let digest = convert::digest("digest", &request.digest).map_err(Status::invalid_argument)?;
-    let (path, form) = find(rounds, deltas, digest, &request).await?;
+    let (path, form, lineage) = find(rounds, deltas, digest, &request).await?;
     let size_bytes = tokio::fs::metadata(&path).await.map_err(|e| unreadable(&path, &e))?.len();
     // An offset into another form, or beyond the end, means nothing here: begin again.
     let resumes = request.form() == form && request.offset <= size_bytes;
     let offset = if resumes { request.offset } else { 0 };
     let begin = DownloadBegin { form: form.into(), size_bytes, offset };
     let counter = rounds.clone();
-    let chunks = file_chunks(path, offset, move |bytes| counter.count_download(digest, bytes)).await?;
+    let counted = move |bytes| counter.count_download(&lineage, bytes);
+    let chunks = file_chunks(path, offset, counted).await?;
     let begin = DownloadReply { part: Some(Part::Begin(begin)) };
     let chunks = chunks.map(|chunk| chunk.map(|chunk| DownloadReply { part: Some(Part::Chunk(chunk)) }));
     Ok(Box::pin(tokio_stream::once(Ok(begin)).chain(chunks)))
@@ -52,23 +53,24 @@ async fn find(
     deltas: &Deltas,
     digest: Digest,
     request: &DownloadRequest,
-) -> Result<(PathBuf, Form), Status> {
+) -> Result<(PathBuf, Form, String), Status> {
     let store = rounds.store();
     let Some(row) = store.model_by_digest(digest).await.map_err(convert::unavailable)? else {
-        let path = rounds.server_state_path(digest).ok_or_else(|| {
+        let (path, lineage) = rounds.server_state_file(digest).ok_or_else(|| {
             Status::not_found(format!("neither a model version nor a running task's state has digest {digest}"))
         })?;
-        return Ok((path, Form::Whole));
+        return Ok((path, Form::Whole, lineage));
     };
     if let Ok(held) = convert::digest("held", &request.held) {
         match deltas.get(store, held, &row).await {
-            Ok(Some(path)) => return Ok((path, Form::Delta)),
+            Ok(Some(path)) => return Ok((path, Form::Delta, row.manifest.name)),
             Ok(None) => {}
             // The whole file does as well.
             Err(error) => tracing::warn!(%error, "no delta could be made"),
         }
     }
-    Ok((store.model_path(&row.manifest.name, row.manifest.number), Form::Whole))
+    let path = store.model_path(&row.manifest.name, row.manifest.number);
+    Ok((path, Form::Whole, row.manifest.name))
 }
 
 /// The pieces of a file from an offset, read as they are sent. `counted` hears of each piece's size.
@@ -81,13 +83,16 @@ pub async fn file_chunks(
     counted: impl Fn(u64) + Send + 'static,
 ) -> Result<ChunkStream, Status> {
     let mut file = tokio::fs::File::open(&path).await.map_err(|e| unreadable(&path, &e))?;
+    let size = file.metadata().await.map_err(|e| unreadable(&path, &e))?.len();
     file.set_max_buf_size(CHUNK_BYTES);
     file.seek(SeekFrom::Start(offset)).await.map_err(|e| unreadable(&path, &e))?;
     let (tx, rx) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut at = offset;
         loop {
-            let mut data = Vec::with_capacity(CHUNK_BYTES);
+            // One byte more than is expected shows the end without another allocation.
+            let left = usize::try_from(size.saturating_sub(at)).unwrap_or(CHUNK_BYTES);
+            let mut data = Vec::with_capacity(left.saturating_add(1).min(CHUNK_BYTES));
             let piece = match (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await {
                 Ok(0) => break,
                 Ok(len) => {

@@ -16,7 +16,7 @@ use super::board::{Board, News, TaskView, news};
 use super::fold::Payload;
 use super::mint::Minted;
 use super::running::Running;
-use super::state::{AssignmentId, Phase, RoundOutcome, RoundRecord, TaskState, TrainedUpdate, WorkStatus};
+use super::state::{AssignmentId, Phase, RoundRecord, TaskState, TrainedUpdate, WorkStatus};
 use super::step::{self, Effect, Event, View};
 use super::task::TaskSpec;
 use crate::registry::nodes::NodeRegistry;
@@ -39,7 +39,8 @@ pub struct Rounds {
     pub(super) waiting: Mutex<Vec<Waiting>>,
     board: watch::Sender<Arc<Board>>,
     news: News,
-    downloaded: Mutex<BTreeMap<Digest, u64>>,
+    /// Bytes of model files that went out since a lineage's last round ended.
+    downloaded: Mutex<BTreeMap<String, u64>>,
     clock_base_ms: u64,
     started: Instant,
 }
@@ -146,18 +147,28 @@ impl Rounds {
         self.clock_base_ms.saturating_add(since)
     }
 
-    /// Where the state of a running task's strategy lies that has this digest.
-    pub fn server_state_path(&self, digest: Digest) -> Option<PathBuf> {
+    /// Where the state of a running task's strategy lies that has this digest, and its lineage.
+    pub fn server_state_file(&self, digest: Digest) -> Option<(PathBuf, String)> {
         let board = self.board.borrow();
-        let states = board.tasks.values().map(|task| &task.state);
-        let state = states.into_iter().find(|s| s.server.as_ref().is_some_and(|server| server.digest == digest))?;
-        Some(self.store.server_state(&state.task_id, state.base.number))
+        let has_it = |state: &TaskState| state.server.as_ref().is_some_and(|server| server.digest == digest);
+        let task = board.tasks.values().find(|task| has_it(&task.state))?;
+        let path = self.store.server_state(&task.state.task_id, task.state.base.number);
+        Some((path, task.spec.model.clone()))
     }
 
-    /// Bytes of a model file went out to a node.
-    pub fn count_download(&self, digest: Digest, bytes: u64) {
+    /// Bytes of a model file of this lineage went out to a node.
+    pub fn count_download(&self, lineage: &str, bytes: u64) {
         let mut downloaded = self.downloaded.lock().unwrap_or_else(PoisonError::into_inner);
-        *downloaded.entry(digest).or_default() += bytes;
+        match downloaded.get_mut(lineage) {
+            Some(count) => *count += bytes,
+            None => drop(downloaded.insert(lineage.to_owned(), bytes)),
+        }
+    }
+
+    /// Bytes that went out since this was asked last.
+    pub(super) fn take_downloaded(&self, lineage: &str) -> u64 {
+        let mut downloaded = self.downloaded.lock().unwrap_or_else(PoisonError::into_inner);
+        downloaded.remove(lineage).unwrap_or(0)
     }
 
     /// One event; false: there is no such running task.
@@ -205,7 +216,7 @@ impl Rounds {
             return Ok(());
         }
         let records = effects.iter().filter_map(|effect| match effect {
-            Effect::RecordRound(record) => Some(self.round_row(record)),
+            Effect::RecordRound(record) => Some(self.round_row(&running.spec.model, record)),
             _ => None,
         });
         let rounds: Vec<RoundRow> = records.collect();
@@ -281,14 +292,8 @@ impl Rounds {
         });
     }
 
-    fn round_row(&self, record: &RoundRecord) -> RoundRow {
-        let bytes_down = match &record.outcome {
-            RoundOutcome::Aggregated(version) => {
-                let downloaded = self.downloaded.lock().unwrap_or_else(PoisonError::into_inner);
-                downloaded.get(&version.digest).copied().unwrap_or(0)
-            }
-            RoundOutcome::Failed(_) => 0,
-        };
+    fn round_row(&self, model: &str, record: &RoundRecord) -> RoundRow {
+        let bytes_down = self.take_downloaded(model);
         let updates = record.work.values().filter_map(|work| match &work.status {
             WorkStatus::Trained(update) => Some(update.bytes),
             _ => None,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fedge_models::operators::CATALOGUE_VERSION;
+use fedge_proto::FEDERATION_PROTOCOL;
 use fedge_proto::federation::{
     DeclineReply, DeclineRequest, DownloadRequest, EvaluationReceipt, EvaluationReport, FindUploadReply,
     FindUploadRequest, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest, PollReply, PollRequest,
@@ -19,8 +20,6 @@ use super::download::{self, DownloadStream};
 use super::driver::Rounds;
 use super::upload::Uploads;
 
-/// The version of the federation protocol that this coordinator speaks.
-pub const PROTOCOL: u32 = 2;
 /// Longest time that a poll is held.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// Most lineages that one node may report on.
@@ -52,9 +51,9 @@ impl Federation for FederationService {
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
         let node = node_id(&request)?;
         let hello = request.into_inner();
-        if !(hello.protocol_min..=hello.protocol_max).contains(&PROTOCOL) {
+        if !(hello.protocol_min..=hello.protocol_max).contains(&FEDERATION_PROTOCOL) {
             return Err(Status::failed_precondition(format!(
-                "this coordinator speaks federation protocol {PROTOCOL}, the node speaks {} to {}: update the older one",
+                "this coordinator speaks federation protocol {FEDERATION_PROTOCOL}, the node speaks {} to {}: update the older one",
                 hello.protocol_min, hello.protocol_max
             )));
         }
@@ -68,7 +67,7 @@ impl Federation for FederationService {
         tracing::info!(%node, %software, inference = %address, "node connected");
         self.rounds.nodes().hello(&node, &software, &address);
         let heartbeat_interval_ms = u32::try_from(self.heartbeat_interval.as_millis()).unwrap_or(u32::MAX);
-        Ok(Response::new(HelloReply { protocol: PROTOCOL, heartbeat_interval_ms }))
+        Ok(Response::new(HelloReply { protocol: FEDERATION_PROTOCOL, heartbeat_interval_ms }))
     }
 
     async fn poll(&self, request: Request<PollRequest>) -> Result<Response<PollReply>, Status> {

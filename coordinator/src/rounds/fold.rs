@@ -91,7 +91,7 @@ fn decode(
     mut piece: impl FnMut(&[f32]) -> Result<(), MintError>,
 ) -> Result<(), MintError> {
     let mut decoder = Decoder::new(reader, &form.coding, &form.tensors).map_err(|e| unreadable(payload, &e))?;
-    let mut values = vec![0.0; PIECE];
+    let mut values = vec![0.0; PIECE.min(form.tensors.iter().sum::<usize>()).max(1)];
     loop {
         let len = decoder.read(&mut values).map_err(|e| unreadable(payload, &e))?;
         if len == 0 {

@@ -59,6 +59,7 @@ impl Rounds {
         let running = Running::create(&self.store, spec, id.clone(), &model)?;
         self.store.insert_task(specification, &running.spec.model, &running.state).await?;
         tracing::info!(task = %id, model = %running.spec.model, "task created");
+        self.take_downloaded(&running.spec.model);
         tasks.insert(id.clone(), running);
         self.refresh_board(&tasks, false).await?;
         Ok(id)

@@ -55,7 +55,7 @@ pub(super) async fn receive(
         match next(stream).await? {
             Part::Begin(_) => return Err(UploadError::Protocol("a second `begin` within an upload".into())),
             Part::Chunk(chunk) => {
-                // Hashing and writing 1 MiB takes about a millisecond: not on a thread that others wait for.
+                // Hashing and writing takes some hundred microseconds: not on a thread that others wait for.
                 let work = move || -> Result<_, UploadError> {
                     receiver.accept(&chunk)?;
                     file.write_all(&chunk.data).map_err(disk)?;

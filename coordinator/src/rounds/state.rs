@@ -281,6 +281,7 @@ pub struct TrainedUpdate {
     /// Training stopped at the deadline, before its last epoch ended.
     pub partial: bool,
     /// Squared L2 norm of the trainable values.
+    #[serde(with = "exact")]
     pub squared_norm: f64,
 }
 
@@ -345,6 +346,30 @@ impl fmt::Display for RoundOutcome {
         match self {
             RoundOutcome::Aggregated(version) => write!(f, "version {}", version.number),
             RoundOutcome::Failed(reason) => write!(f, "failed: {reason}"),
+        }
+    }
+}
+
+/// A number that a restart has to find bit for bit, as text: `serde_json` may read a JSON number's last bit wrongly, and a
+/// version would depend on whether the coordinator was restarted.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Text(String),
+        Number(f64),
+    }
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        match Stored::deserialize(from)? {
+            Stored::Text(text) => text.parse().map_err(D::Error::custom),
+            Stored::Number(value) => Ok(value),
         }
     }
 }

@@ -223,6 +223,20 @@ fn the_state_survives_its_own_serialisation() {
 }
 
 #[test]
+fn the_norm_of_an_update_survives_a_restart_to_its_last_bit() {
+    // `serde_json` reads the first of these back as ...903.
+    for norm in [0.022019386291503906, 0.1, f64::MAX, f64::MIN_POSITIVE, 0.0] {
+        let stored = TrainedUpdate { squared_norm: norm, ..update(1) };
+        let text = serde_json::to_string(&stored).unwrap();
+        let read = serde_json::from_str::<TrainedUpdate>(&text).unwrap().squared_norm;
+        assert_eq!(read.to_bits(), norm.to_bits(), "{text}");
+    }
+    // As it was stored before it was text.
+    let text = serde_json::to_string(&update(1)).unwrap().replace("\"1\"", "0.25");
+    assert_eq!(serde_json::from_str::<TrainedUpdate>(&text).unwrap().squared_norm, 0.25);
+}
+
+#[test]
 fn an_over_selected_round_closes_with_the_wanted_number_and_records_the_rest_as_late() {
     let mut spec = spec(1, 2);
     spec.rounds.cohort = 2;

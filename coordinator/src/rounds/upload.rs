@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fedge_proto::federation::{UploadReceipt, UploadRequest, upload_request::Part};
 use fedge_proto::update::max_payload_bytes;
+use tokio::sync::Semaphore;
 use tonic::{Status, Streaming};
 
 use super::answers::Answer;
@@ -16,19 +17,24 @@ use super::receive::{self, Received};
 use super::refusal::UploadError;
 use super::running::{UploadTerms, facts_of};
 use super::state::{AssignmentId, TrainedUpdate};
-use crate::store::spool::Entry;
+use crate::store::spool::{Entry, ROW_BYTES};
+
+/// Large updates that arrive at the same time.
+const LARGE_AT_ONCE: usize = 16;
 
 /// Receives uploads, one in flight a node.
 #[derive(Debug)]
 pub struct Uploads {
     rounds: Arc<Rounds>,
     in_flight: Mutex<BTreeSet<String>>,
+    /// Places for large uploads: an active one holds some MiB of chunks.
+    large: Semaphore,
 }
 
 impl Uploads {
     /// Uploads into these rounds.
     pub fn new(rounds: Arc<Rounds>) -> Uploads {
-        Uploads { rounds, in_flight: Mutex::default() }
+        Uploads { rounds, in_flight: Mutex::default(), large: Semaphore::new(LARGE_AT_ONCE) }
     }
 
     /// One upload of `node`.
@@ -95,6 +101,11 @@ impl Uploads {
             }
         };
         check_terms(&begin, &terms)?;
+        // Those who wait for a place are held back by their connection's window.
+        let _place = match begin.update.bytes > ROW_BYTES {
+            true => self.large.acquire().await.ok(),
+            false => None,
+        };
         let received = receive::receive(&mut stream, &begin, self.rounds.spool()).await?;
         let (update, payload) = self.verify(received, &begin, &terms).await?;
         match self.rounds.commit(node, begin.assignment, update, payload).await {

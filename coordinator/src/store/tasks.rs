@@ -157,17 +157,19 @@ impl Store {
         row.as_ref().map(read_task).transpose()
     }
 
-    /// A task's finished rounds, in order.
+    /// A task's finished rounds after this one, in order; 0: all.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn rounds(&self, task_id: &str) -> Result<Vec<RoundRow>, StoreError> {
-        let rows =
-            sqlx::query("SELECT record, bytes_up, bytes_down, ended_ms FROM rounds WHERE task_id = ? ORDER BY round")
-                .bind(task_id)
-                .fetch_all(&self.pool)
-                .await
-                .map_err(self.database("listing rounds"))?;
+    pub async fn rounds(&self, task_id: &str, after: u64) -> Result<Vec<RoundRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT record, bytes_up, bytes_down, ended_ms FROM rounds WHERE task_id = ? AND round > ? ORDER BY round",
+        )
+        .bind(task_id)
+        .bind(i64::try_from(after).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(self.database("listing rounds"))?;
         rows.iter().map(read_round).collect()
     }
 

@@ -265,4 +265,24 @@ mod tests {
         assert!(error.contains("write the new model"), "{error}");
         assert_ne!(Digest::of(&room), Digest::of(&DIGITS[..30_000]), "it did write before it failed");
     }
+
+    #[test]
+    #[ignore = "a measurement, not a check"]
+    fn speed_of_100_megabytes() {
+        let len = 25_000_000;
+        let gemm = testing::node("Gemm", &["x", "w"], &["y"]);
+        let weight = testing::floats("w", &[1, len], &vec![0.5; len as usize]);
+        let file = testing::bytes(testing::graph(&[-1, 1], &[-1, len], vec![gemm], vec![weight]));
+        let model = Model::from_bytes(file.clone()).unwrap();
+        let rate = |name: &str, work: &dyn Fn()| {
+            let started = std::time::Instant::now();
+            work();
+            println!("{name}: {:.2} GB/s", file.len() as f64 / started.elapsed().as_secs_f64() / 1e9);
+        };
+        let look = |_, _: &[f32]| Ok::<_, ModelError>(());
+        rate("looking at the values", &|| model.places().for_each_piece(&file[..], look).unwrap());
+        rate("splicing", &|| model.places().splice(&file[..], io::sink(), halve).unwrap());
+        let hash = || model.places().splice(&file[..], HashingWriter::new(io::sink()), halve).unwrap();
+        rate("splicing and hashing", &hash);
+    }
 }

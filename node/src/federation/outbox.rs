@@ -115,9 +115,11 @@ impl Outbox {
         let key = announcement.key.clone();
         let (finished, sha256, size_bytes) = payload.finish()?;
         let header = Header { announcement, sha256, size_bytes, leftover: !leftover.is_empty() };
-        // What it leaves behind comes first: where the update is, the rest is whole.
+        // What it leaves behind comes first, and lasts before the update has a name: of names that were not synced a crash
+        // may keep any, and an update that is found without the rest that it left would be taken for one that was kept.
         if header.leftover {
             Memory::draft(&key, leftover, &self.folder)?.name(&self.memory_path(id))?;
+            record::sync_folder(&self.folder).inspect_err(|_| self.discard(id))?;
         }
         let announce = || {
             let written = finished.head(KIND, &header)?;
@@ -168,10 +170,19 @@ impl Outbox {
         Ok(())
     }
 
-    /// Forgets an update and what it would have left behind.
+    /// Forgets an update and what it would have left behind, in this order also on the disk: an update that comes back
+    /// after a crash must not come back without the rest.
     pub fn discard(&self, id: AssignmentId) {
         self.forget(&self.path(id));
-        self.forget(&self.memory_path(id));
+        let memory = self.memory_path(id);
+        if memory.try_exists().unwrap_or(true) {
+            if let Err(error) = record::sync_folder(&self.folder) {
+                // Then the rest stays as well, until the next start.
+                tracing::warn!(%error, "an update that is done stays behind");
+                return;
+            }
+            self.forget(&memory);
+        }
     }
 
     /// Updates that were not answered before the last stop, the newest last.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fedge_models::operators::CATALOGUE_VERSION;
+use fedge_proto::FEDERATION_PROTOCOL;
 use fedge_proto::federation::federation_client::FederationClient;
 use fedge_proto::federation::{HeartbeatRequest, HelloRequest, PollRequest, ServingStatus};
 use fedge_proto::transfer::MAX_MESSAGE_BYTES;
@@ -18,8 +19,6 @@ use super::learner::{Client, Learner};
 use super::participant::Event;
 use crate::status::{NodeStatus, StatusFile};
 
-/// Of the federation service: 2 since updates have codings and transfers go on where they broke off.
-const PROTOCOL: u32 = 2;
 /// How long the coordinator may hold a poll.
 const POLL_WAIT: Duration = Duration::from_secs(20);
 /// Grace on top, before a poll counts as lost.
@@ -72,8 +71,8 @@ impl Session {
 
     async fn hello(&self) -> Result<Duration, Status> {
         let request = HelloRequest {
-            protocol_min: PROTOCOL,
-            protocol_max: PROTOCOL,
+            protocol_min: FEDERATION_PROTOCOL,
+            protocol_max: FEDERATION_PROTOCOL,
             catalogue: CATALOGUE_VERSION,
             software: concat!("fedge ", env!("CARGO_PKG_VERSION")).into(),
             inference_address: self.inference_address.clone(),
