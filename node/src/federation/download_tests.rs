@@ -76,7 +76,7 @@ async fn a_restarted_node_goes_on_with_what_is_on_disk() {
     let fetched = room.downloads().fetch(&room.client, digest, data().len() as u64, None).await.unwrap();
     assert_eq!(std::fs::read(fetched.path()).unwrap(), data());
     let state = room.fake.state();
-    assert_eq!((state.downloads[1].offset, state.downloads[1].form()), (3 << 20, WireForm::Whole));
+    assert_eq!((state.downloads[1].offset, state.downloads[1].form()), (3 * CHUNK_BYTES as u64, WireForm::Whole));
     assert_eq!(state.chunks, 6);
 }
 
@@ -88,7 +88,7 @@ async fn a_coordinator_that_says_nothing_more_is_asked_again() {
     room.fake.state().hang = true;
     let downloads = Downloads { silence: Duration::from_millis(300), ..room.downloads() };
     downloads.fetch(&room.client, digest, data().len() as u64, None).await.unwrap();
-    assert_eq!(room.fake.state().downloads[1].offset, 2 << 20);
+    assert_eq!(room.fake.state().downloads[1].offset, 2 * CHUNK_BYTES as u64);
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn what_was_damaged_on_disk_is_fetched_anew() {
     std::fs::write(downloads.path(digest, Form::Whole), half).unwrap();
     let fetched = downloads.fetch(&room.client, digest, data().len() as u64, None).await.unwrap();
     assert_eq!(std::fs::read(fetched.path()).unwrap(), data());
-    assert_eq!(room.fake.state().downloads.iter().map(|d| d.offset).collect::<Vec<_>>(), [2 << 20, 0]);
+    assert_eq!(room.fake.state().downloads.iter().map(|d| d.offset).collect::<Vec<_>>(), [2 * CHUNK_BYTES as u64, 0]);
     // Longer than the file: no beginning of it.
     std::fs::write(downloads.path(digest, Form::Whole), [data(), data()].concat()).unwrap();
     drop(fetched);
@@ -119,7 +119,7 @@ async fn a_delta_is_continued_as_a_delta_and_against_the_same_version_alone() {
     assert_eq!((fetched.form(), std::fs::read(fetched.path()).unwrap()), (Form::Delta(held), delta));
     {
         let state = room.fake.state();
-        assert_eq!((state.downloads[1].offset, state.downloads[1].form()), (1 << 20, WireForm::Delta));
+        assert_eq!((state.downloads[1].offset, state.downloads[1].form()), (CHUNK_BYTES as u64, WireForm::Delta));
     }
     let path = room.downloads().path(digest, Form::Delta(held));
     drop(fetched);

@@ -1,6 +1,7 @@
 //! The device that a node is: versions served in int8, samples of its own, training by the graph interpreter.
 //! When it trains or evaluates is decided elsewhere; the arithmetic is `training`'s and `inference`'s.
 
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -68,7 +69,9 @@ impl Learner for Edge {
         if samples.is_empty() {
             return Err(format!("no training samples for model {:?}", base.manifest.name));
         }
-        Ok(Box::new(move || train(&package, samples, &run)))
+        // Open from here on: newer versions may push it from the disk meanwhile.
+        let file = self.versions.open(base).map_err(|e| e.to_string())?;
+        Ok(Box::new(move || train(package, file, samples, &run)))
     }
 
     async fn evaluate(&self, client: &Client, version: &Version, int8_tolerance: f64) -> Result<Evaluated, String> {
@@ -83,12 +86,15 @@ impl Learner for Edge {
     }
 }
 
-fn train(package: &Package, samples: Vec<Sample>, run: &Run) -> Result<Trained, String> {
+/// Trains the package, whose model's file is `base`. The model is given up as soon as training does not need it: a large
+/// one is then in memory as its parameters alone.
+fn train(package: Package, base: File, samples: Vec<Sample>, run: &Run) -> Result<Trained, String> {
     let started = Instant::now();
-    let model = &package.model;
-    let data = dataset(package, samples).map_err(|e| e.to_string())?;
+    let data = dataset(&package, samples).map_err(|e| e.to_string())?;
+    let model = package.model;
+    let places = model.places().clone();
     let loss_base = match run.loss_base {
-        true => Some(training::evaluate(model, &data).map_err(|e| e.to_string())?.loss),
+        true => Some(training::evaluate(&model, &data).map_err(|e| e.to_string())?.loss),
         false => None,
     };
     let pace = run.until.map(|until| Mutex::new(Pace::new(until)));
@@ -96,14 +102,13 @@ fn train(package: &Package, samples: Vec<Sample>, run: &Run) -> Result<Trained, 
     let outcome =
         training::train_until(model, &data, &run.plan, &|_| {}, &run.cancel, &enough).map_err(|e| e.to_string())?;
     let mut delta = outcome.weights.into_values();
-    // From the file itself, so that the base's values are not in memory once more.
     let subtract = |first: usize, base: &[f32]| {
         let values = delta.get_mut(first..).unwrap_or_default();
         values.iter_mut().zip(base).for_each(|(value, base)| *value -= base);
         Ok::<_, ModelError>(())
     };
-    model.places().for_each_piece(&model.bytes()[..], subtract).map_err(|e| e.to_string())?;
-    let exchanged = || model.layout().exchanged();
+    places.for_each_piece(base, subtract).map_err(|e| e.to_string())?;
+    let exchanged = || places.layout().exchanged();
     let statistics = exchanged().filter(|(spec, _)| spec.class == ParameterClass::Statistic);
     Ok(Trained {
         delta,
@@ -160,4 +165,83 @@ fn dataset(package: &Package, samples: Vec<Sample>) -> Result<Dataset, TrainingE
     let mut inputs: Vec<f32> = samples.into_iter().flat_map(|s| s.input).collect();
     package.manifest.preprocessing.apply(&mut inputs, &shape);
     Dataset::new(inputs, labels, shape)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use fedge_models::{Manifest, Model, Preprocessing};
+
+    use super::*;
+    use crate::training::{Loss, Optimizer, Plan};
+
+    const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/zoo/digits_cnn.onnx");
+
+    fn package() -> Package {
+        let model = Model::from_path(Path::new(MODEL)).unwrap();
+        let manifest = Manifest {
+            schema: 1,
+            name: "digits".into(),
+            number: 1,
+            digest: model.digest(),
+            layout: model.layout().digest(),
+            labels: vec![],
+            preprocessing: Preprocessing { scale: 0.5, ..Preprocessing::default() },
+            parent: None,
+            task: None,
+            round: None,
+        };
+        Package::new(manifest, model).unwrap()
+    }
+
+    fn samples() -> Vec<Sample> {
+        let sample = |i: u32| Sample { input: (0..64).map(|p| ((p * i) % 17) as f32).collect(), label: i % 10 };
+        (1..=40).map(sample).collect()
+    }
+
+    fn run(until: Option<Instant>, loss_base: bool) -> Run {
+        let plan = Plan {
+            loss: Loss::CrossEntropy,
+            optimizer: Optimizer::Sgd { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0 },
+            epochs: 2,
+            batch_size: 16,
+            seed: 0,
+            proximal_mu: 0.0,
+            correction: None,
+            threads: 1,
+        };
+        Run { plan, loss_base, until, cancel: Arc::default() }
+    }
+
+    fn trained(run: &Run) -> Trained {
+        train(package(), File::open(MODEL).unwrap(), samples(), run).unwrap()
+    }
+
+    #[test]
+    fn an_update_is_the_trained_weights_less_those_of_the_file() {
+        let package = package();
+        let data = dataset(&package, samples()).unwrap();
+        let run = run(None, true);
+        let outcome = training::train(&package.model, &data, &run.plan, &|_| {}, &run.cancel).unwrap();
+        let base = package.model.weights();
+        let expected: Vec<f32> =
+            outcome.weights.values().iter().zip(base.values()).map(|(new, old)| new - old).collect();
+        let found = trained(&run);
+        assert_eq!((found.delta, found.examples, found.metrics.steps), (expected, 40, 6));
+        assert_eq!((found.tensors.iter().sum::<usize>(), found.statistics.len()), (base.values().len(), 0));
+        let before = training::evaluate(&package.model, &data).unwrap();
+        assert_eq!((found.metrics.loss_base, found.metrics.partial), (Some(before.loss), false));
+    }
+
+    #[test]
+    fn without_time_there_is_one_step_and_with_enough_there_are_all() {
+        let late = trained(&run(Some(Instant::now()), false));
+        assert_eq!((late.metrics.steps, late.metrics.partial, late.metrics.loss_base), (1, true, None));
+        assert!(late.delta.iter().any(|value| *value != 0.0));
+        let early = trained(&run(Some(Instant::now() + Duration::from_secs(3600)), false));
+        assert_eq!((early.metrics.steps, early.metrics.partial), (6, false));
+    }
 }

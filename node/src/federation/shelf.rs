@@ -14,8 +14,9 @@ use super::convert::Version;
 use super::download::{DownloadError, Downloads, Fetched, Form};
 use super::learner::Client;
 
-/// Files of a version's folder, as packages lay them out.
-const MODEL_FILE: &str = "model.onnx";
+/// A version's model within its folder, as packages lay it out.
+pub const MODEL_FILE: &str = "model.onnx";
+/// Its manifest.
 const MANIFEST_FILE: &str = "manifest.json";
 
 /// Why a version is not on disk.

@@ -2,6 +2,7 @@
 //! How a version is prepared lives in `inference`, how it comes in `shelf`; which one to hold is the coordinator's word.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +11,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::convert::Version;
 use super::learner::Client;
-use super::shelf::{Shelf, ShelfError};
+use super::shelf::{MODEL_FILE, Shelf, ShelfError};
 use crate::config::DataFile;
 use crate::inference::{ModelRepository, PrepareError, PrepareOptions, Serving, prepare};
 use crate::samples::{Sample, SampleError, SampleStore, file};
@@ -109,6 +110,16 @@ impl Versions {
             }
             read => read,
         }
+    }
+
+    /// The ONNX file of a version that is on disk.
+    ///
+    /// # Errors
+    /// [`VersionError::Model`] where it is not.
+    pub fn open(&self, version: &Version) -> Result<File, VersionError> {
+        let manifest = &version.manifest;
+        let path = self.shelf.path(&manifest.name, manifest.number).join(MODEL_FILE);
+        Ok(File::open(&path).map_err(|source| ModelError::Io { path, action: "open", source })?)
     }
 
     async fn read(&self, client: &Client, version: &Version) -> Result<Package, VersionError> {

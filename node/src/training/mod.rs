@@ -97,16 +97,16 @@ pub fn train(
     progress: &(dyn Fn(Progress) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Outcome, TrainingError> {
-    train_until(model, data, plan, progress, cancel, &|| false)
+    train_until(model.clone(), data, plan, progress, cancel, &|| false)
 }
 
 /// As [`train`], but ends early, with what was trained until then, once `enough` says so: it is asked before each step,
-/// and heeded from the second step on.
+/// and heeded from the second step on. Whoever gives the only clone of the model spares the memory of two files.
 ///
 /// # Errors
 /// As [`train`].
 pub fn train_until(
-    model: &Model,
+    model: Model,
     data: &Dataset,
     plan: &Plan,
     progress: &(dyn Fn(Progress) + Sync),
@@ -114,7 +114,7 @@ pub fn train_until(
     enough: &(dyn Fn() -> bool + Sync),
 ) -> Result<Outcome, TrainingError> {
     plan.validate()?;
-    data.check_shape(model)?;
+    data.check_shape(&model)?;
     pool::run(plan.threads, || trainer::train(model, data, plan, progress, cancel, enough))
 }
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use fedge_models::{Layout, ParameterClass, Weights};
+use fedge_models::{Layout, Model, ParameterClass, Weights};
 
 use super::TrainingError;
 use super::backend::{Plain, PlainTensor, Precision, Taped, Tensor, leaf, tensor, tensor_from_f64};
@@ -24,12 +24,26 @@ pub(super) struct Parameter {
 }
 
 impl Parameters {
-    /// Copies weights into tensors.
-    pub(super) fn from_weights(weights: &Weights, precision: Precision) -> Result<Parameters, TrainingError> {
-        let take = |range: Range<usize>, shape: &[usize]| {
-            tensor::<Plain>(weights.values().get(range).unwrap_or_default().to_vec(), shape, precision)
+    /// Copies a model's weights into tensors, without a flat copy in between.
+    pub(super) fn from_model(model: &Model) -> Result<Parameters, TrainingError> {
+        let ranges: Vec<Range<usize>> = model.layout().exchanged().map(|(_, range)| range).collect();
+        let mut values: Vec<Vec<f32>> = ranges.iter().map(|range| Vec::with_capacity(range.len())).collect();
+        let mut index = 0;
+        let take = |first: usize, piece: &[f32]| {
+            // Pieces come in flat order, each within one parameter.
+            while ranges.get(index).is_some_and(|range| range.end <= first) {
+                index += 1;
+            }
+            if let Some(values) = values.get_mut(index) {
+                values.extend_from_slice(piece);
+            }
+            Ok::<_, TrainingError>(())
         };
-        Parameters::build(weights.layout(), take)
+        model.places().for_each_piece(&model.bytes()[..], take)?;
+        let mut values = values.into_iter();
+        Parameters::build(model.layout(), |_, shape| {
+            tensor::<Plain>(values.next().unwrap_or_default(), shape, Precision::Single)
+        })
     }
 
     /// Double precision from doubles, for gradient checks.
@@ -43,7 +57,7 @@ impl Parameters {
 
     fn build(
         layout: &Arc<Layout>,
-        take: impl Fn(Range<usize>, &[usize]) -> Result<PlainTensor, TrainingError>,
+        mut take: impl FnMut(Range<usize>, &[usize]) -> Result<PlainTensor, TrainingError>,
     ) -> Result<Parameters, TrainingError> {
         let list: Result<Vec<Parameter>, TrainingError> = layout
             .exchanged()

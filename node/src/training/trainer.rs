@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::AutodiffBackend;
 use burn::backend::ops::FloatTensorOps;
-use fedge_models::{Model, Weights};
+use fedge_models::{Layout, Model, Weights};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -23,8 +23,11 @@ use super::{Dataset, Evaluation, Loss, Outcome, Plan, Progress, TrainingError};
 const EVALUATION_BATCH: usize = 128;
 
 /// A model while it is trained.
-pub(super) struct Session<'m> {
-    model: &'m Model,
+pub(super) struct Session {
+    /// Holds the file twice; none once no program is needed any more.
+    model: Option<Model>,
+    layout: Arc<Layout>,
+    sample_shape: Vec<usize>,
     /// FedProx's w₀; empty where the plan has no proximal term.
     start: Vec<f32>,
     /// SCAFFOLD's c − c_i; empty where the plan has none.
@@ -35,20 +38,21 @@ pub(super) struct Session<'m> {
     programs: HashMap<usize, Program<Taped>>,
 }
 
-impl<'m> Session<'m> {
+impl Session {
     /// Starts from the model's own weights. The plan must be valid.
-    pub(super) fn new(model: &'m Model, plan: &Plan) -> Result<Session<'m>, TrainingError> {
+    pub(super) fn new(model: Model, plan: &Plan) -> Result<Session, TrainingError> {
         let expected = model.layout().exchanged_len();
         if let Some(given) = plan.correction.as_ref().map(|c| c.len()).filter(|&given| given != expected) {
             let problem = format!("has {given} values, but the model exchanges {expected}; give one for each");
             return Err(TrainingError::Plan { field: "correction", problem });
         }
         let correction = plan.correction.clone().unwrap_or_default();
-        let start = model.weights();
-        let parameters = Parameters::from_weights(&start, Precision::Single)?;
+        let parameters = Parameters::from_model(&model)?;
         let optimizer = Sgd::new(plan.optimizer, plan.proximal_mu, parameters.list.len());
-        let start = if plan.proximal_mu == 0.0 { Vec::new() } else { start.into_values() };
-        Ok(Session { model, start, correction, parameters, optimizer, programs: HashMap::new() })
+        let start = if plan.proximal_mu == 0.0 { Vec::new() } else { model.weights().into_values() };
+        let (layout, sample_shape) = (model.layout().clone(), model.input().sample_shape());
+        let programs = HashMap::new();
+        Ok(Session { model: Some(model), layout, sample_shape, start, correction, parameters, optimizer, programs })
     }
 
     /// The program for batches of this size, compiled when it is first asked for.
@@ -56,14 +60,28 @@ impl<'m> Session<'m> {
         use std::collections::hash_map::Entry;
         Ok(match self.programs.entry(batch) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(Program::compile(self.model, batch, Mode::Train, Precision::Single)?),
+            Entry::Vacant(entry) => {
+                let no_model = || TrainingError::graph("has no program for this batch");
+                let model = self.model.as_ref().ok_or_else(no_model)?;
+                entry.insert(Program::compile(model, batch, Mode::Train, Precision::Single)?)
+            }
         })
+    }
+
+    /// Compiles the program of an epoch's last batch, if it is a smaller one, and gives the model up: no other program can
+    /// be asked for afterwards.
+    pub(super) fn settle(&mut self, last: Option<usize>) -> Result<(), TrainingError> {
+        if let Some(last) = last {
+            self.program(last)?;
+        }
+        self.model = None;
+        Ok(())
     }
 
     /// One step on one batch; gives the batch's mean loss before the step. A loss that is not finite is given back and
     /// changes nothing.
     pub(super) fn step(&mut self, inputs: Vec<f32>, labels: &[u32]) -> Result<f64, TrainingError> {
-        let shape: Vec<usize> = std::iter::once(labels.len()).chain(self.model.input().sample_shape()).collect();
+        let shape: Vec<usize> = std::iter::once(labels.len()).chain(self.sample_shape.iter().copied()).collect();
         self.program(labels.len())?;
         let Some(program) = self.programs.get(&labels.len()) else {
             return Err(TrainingError::graph("has no program for this batch"));
@@ -73,7 +91,7 @@ impl<'m> Session<'m> {
         if !loss.is_finite() {
             return Ok(loss);
         }
-        let ranges = self.model.layout().exchanged().map(|(_, range)| range);
+        let ranges = self.layout.exchanged().map(|(_, range)| range);
         for (index, ((parameter, gradient), range)) in
             self.parameters.list.iter_mut().zip(gradients).zip(ranges).enumerate()
         {
@@ -145,7 +163,7 @@ fn backward(
 
 /// Trains; `plan` and the data's shape are checked already.
 pub(super) fn train(
-    model: &Model,
+    model: Model,
     data: &Dataset,
     plan: &Plan,
     progress: &(dyn Fn(Progress) + Sync),
@@ -155,6 +173,7 @@ pub(super) fn train(
     let mut session = Session::new(model, plan)?;
     let batch_size = (plan.batch_size as usize).min(data.len());
     data.check_labels(session.program(batch_size)?.classes())?;
+    session.settle(Some(data.len() % batch_size).filter(|last| *last > 0))?;
     let steps_total = u64::from(plan.epochs) * data.len().div_ceil(batch_size) as u64;
     let (mut step, mut partial) = (0, false);
     let (mut loss_first, mut loss_last) = (0.0, 0.0);
@@ -205,7 +224,7 @@ fn shuffled(len: usize, seed: u64, epoch: u32) -> Vec<usize> {
 
 /// Loss and accuracy with frozen statistics; nothing is put on a tape.
 pub(super) fn evaluate(model: &Model, data: &Dataset) -> Result<Evaluation, TrainingError> {
-    let parameters = Parameters::from_weights(&model.weights(), Precision::Single)?.plain();
+    let parameters = Parameters::from_model(model)?.plain();
     let (mut correct, mut loss_sum) = (0, 0.0);
     let indices: Vec<usize> = (0..data.len()).collect();
     let mut program: Option<(usize, Program<Plain>)> = None;
@@ -240,7 +259,7 @@ pub(super) fn gradients(
     loss: Loss,
 ) -> Result<(f32, BTreeMap<String, Vec<f32>>), TrainingError> {
     let Loss::CrossEntropy = loss;
-    let parameters = Parameters::from_weights(&model.weights(), Precision::Single)?;
+    let parameters = Parameters::from_model(model)?;
     let (loss, gradients) = gradients_at(model, &parameters, data, Precision::Single)?;
     let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
     Ok((loss as f32, gradients.into_iter().map(|(name, values)| (name, single(values))).collect()))

@@ -36,7 +36,7 @@ fn batch(fixture: &mut Fixture) -> Dataset {
 
 /// Logits by the interpreter with frozen statistics.
 pub(super) fn forward(model: &Model, inputs: &[f32], samples: usize) -> Vec<f32> {
-    let parameters = Parameters::from_weights(&model.weights(), Precision::Single).unwrap();
+    let parameters = Parameters::from_model(model).unwrap();
     let program = Program::<Plain>::compile(model, samples, Mode::Evaluate, Precision::Single).unwrap();
     let shape: Vec<usize> = std::iter::once(samples).chain(model.input().sample_shape()).collect();
     let input = tensor::<Plain>(inputs.to_vec(), &shape, Precision::Single).unwrap();
@@ -89,7 +89,7 @@ fn three_sgd_steps_are_pytorchs_with_and_without_the_proximal_term() {
             correction: None,
             threads: 1,
         };
-        let mut session = Session::new(&model, &plan).unwrap();
+        let mut session = Session::new(model.clone(), &plan).unwrap();
         for _ in 0..3 {
             session.step(inputs.clone(), &labels).unwrap();
         }

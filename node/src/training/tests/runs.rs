@@ -92,7 +92,7 @@ fn a_run_that_has_enough_ends_with_what_it_has_and_at_least_one_step() {
     let until = |steps: u64| {
         let asked = AtomicU64::new(0);
         let enough = || asked.fetch_add(1, Ordering::Relaxed) >= steps;
-        train_until(&model, &data, &plan(), &|_| (), &AtomicBool::new(false), &enough).unwrap()
+        train_until(model.clone(), &data, &plan(), &|_| (), &AtomicBool::new(false), &enough).unwrap()
     };
     let (none, three, epoch) = (until(0), until(3), until(10));
     assert_eq!((none.steps, none.partial, three.steps, three.partial), (1, true, 3, true));
