@@ -227,7 +227,8 @@ fn fingerprint(reply: &PollReply) -> u64 {
     u64::from_le_bytes(first).max(1)
 }
 
-fn training_plan(plan: &TrainingPlan) -> wire::TrainingPlan {
+/// A task's training plan as nodes get it.
+pub fn training_plan(plan: &TrainingPlan) -> wire::TrainingPlan {
     let loss = match plan.loss {
         Loss::CrossEntropy => wire::Loss::CrossEntropy,
     };

@@ -123,7 +123,11 @@ fn version(version: Option<ModelVersion>) -> Result<Version, String> {
     Ok(Version { manifest: Arc::new(manifest), size_bytes: version.size_bytes })
 }
 
-fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Result<Plan, String> {
+/// A training plan for one assignment.
+///
+/// # Errors
+/// A sentence that names the field.
+pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Result<Plan, String> {
     let loss = match plan.loss() {
         wire::Loss::CrossEntropy => Loss::CrossEntropy,
         wire::Loss::Unspecified => return Err(format!("loss {} is unknown to this node", plan.loss)),
