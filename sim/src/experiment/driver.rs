@@ -195,31 +195,30 @@ impl<'a> Driver<'a> {
         let was = (state.round, std::mem::discriminant(&state.phase));
         let (next, effects) = step::step(&self.experiment.task, state, event, view);
         self.state = next;
+        // The round that is over is recorded before the next one, which the same step may have begun, is entered.
+        for effect in &effects {
+            if let Effect::RecordRound(record) = effect {
+                self.record(record)?;
+            }
+        }
         if was != (self.state.round, std::mem::discriminant(&self.state.phase)) {
             self.enter()?;
         }
-        for effect in effects {
-            self.act(effect)?;
+        match effects.iter().any(|effect| matches!(effect, Effect::Aggregate { .. })) {
+            true => self.aggregate(),
+            false => Ok(()),
         }
-        Ok(())
     }
 
-    fn act(&mut self, effect: Effect) -> Result<(), ExperimentError> {
-        match effect {
-            Effect::Aggregate { .. } => {
-                let minted = self.sum.mint(self.experiment.task.strategy);
-                let event = match minted {
-                    Ok(version) => {
-                        self.base = version;
-                        Event::Aggregated(self.base.id.clone())
-                    }
-                    Err(error) => Event::AggregationFailed(error.to_string()),
-                };
-                self.event(&event)
+    fn aggregate(&mut self) -> Result<(), ExperimentError> {
+        let event = match self.sum.mint(self.experiment.task.strategy) {
+            Ok(version) => {
+                self.base = version;
+                Event::Aggregated(self.base.id.clone())
             }
-            Effect::RecordRound(record) => self.record(&record),
-            Effect::Ended(_) => Ok(()),
-        }
+            Err(error) => Event::AggregationFailed(error.to_string()),
+        };
+        self.event(&event)
     }
 
     fn record(&mut self, record: &RoundRecord) -> Result<(), ExperimentError> {

@@ -63,6 +63,10 @@ fn ten_nodes_with_uneven_digits_learn_them_to_more_than_95_percent() {
     let round = &finished.rounds[8];
     assert_eq!((round.selected, round.trained, round.dropped, round.version), (10, 10, 0, 9));
     assert_eq!(round.bytes_up, 10 * 4 * 11_482);
+    let size = experiment.model.bytes().len() as u64;
+    // In the first round all ten fetch version 1; in each, four evaluate and fetch the new one early.
+    assert_eq!(finished.rounds[1].bytes_down, (10 + 4) * size);
+    assert_eq!(finished.rounds[2].bytes_down, (6 + 4) * size);
     assert!(round.held_out.unwrap().accuracy() > 0.9, "{round:?}");
     assert!(!finished.stopped);
 }
