@@ -9,3 +9,4 @@ mod clients;
 mod harness;
 mod identities;
 mod rounds;
+mod simulate;
