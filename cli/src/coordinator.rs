@@ -1,4 +1,4 @@
-//! `fedge coordinator`: init, run, token, revoke.
+//! `fedge coordinator`: init, run, token, revoke, nodes.
 //! The server itself is the crate `coordinator`.
 
 use std::path::PathBuf;
@@ -6,14 +6,16 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use fedge_coordinator::config::{Advertise, Certificate, Config, Listen, Nodes};
+use fedge_coordinator::config::{Advertise, Certificate, Config, Listen, Nodes, StoreLimits};
 use fedge_coordinator::init;
 use fedge_coordinator::registry::authority::{Authority, Subject};
 use fedge_coordinator::registry::{certificates, tokens};
 use fedge_coordinator::server;
 use fedge_coordinator::store::Store;
 use fedge_proto::identity::{HostName, Role, SpiffeId};
+use fedge_proto::operators::{ListNodesRequest, Node};
 
+use crate::operator::{OperatorFlags, refused};
 use crate::{output, process};
 
 const DEFAULT_FOLDER: &str = "fedge-coordinator";
@@ -29,6 +31,8 @@ pub(crate) enum Command {
     Token(Token),
     /// Refuse an identity from now on: its certificates, renewals and tokens
     Revoke(Revoke),
+    /// The nodes that have connected: who is there, what each serves and holds
+    Nodes(ListNodes),
 }
 
 impl Command {
@@ -38,8 +42,59 @@ impl Command {
             Command::Run(run) => run.run().await,
             Command::Token(token) => token.run().await,
             Command::Revoke(revoke) => revoke.run().await,
+            Command::Nodes(list) => list.run().await,
         }
     }
+}
+
+/// Flags of `nodes`.
+#[derive(Debug, Args)]
+pub(crate) struct ListNodes {
+    #[command(flatten)]
+    operator: OperatorFlags,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl ListNodes {
+    async fn run(self) -> anyhow::Result<()> {
+        process::log("warn");
+        let mut client = self.operator.connect().await?.client();
+        let nodes = client.list_nodes(ListNodesRequest {}).await.map_err(refused)?.into_inner().nodes;
+        if self.json {
+            return output::json(&nodes.iter().map(node_json).collect::<Vec<_>>());
+        }
+        let mut table =
+            output::table(&["node", "state", "heard of", "model", "version", "precision", "samples"], &[4, 6]);
+        for node in nodes {
+            let state = if node.available { "available" } else { "lost" };
+            let head = [node.id.clone(), state.to_owned(), output::ago(node.last_seen_ms)];
+            if node.serving.is_empty() {
+                table.add_row(head.clone().into_iter().chain(["–", "–", "–", "–"].map(str::to_owned)));
+            }
+            for (line, s) in node.serving.iter().enumerate() {
+                let head = if line == 0 { head.clone() } else { Default::default() };
+                let what = [&s.model_name, &s.number.to_string(), &s.precision, &s.training_samples.to_string()];
+                table.add_row(head.into_iter().chain(what.map(Clone::clone)));
+            }
+        }
+        println!("{table}");
+        Ok(())
+    }
+}
+
+fn node_json(node: &Node) -> serde_json::Value {
+    let serving = node.serving.iter().map(|s| {
+        serde_json::json!({
+            "model": s.model_name, "version": s.number, "precision": s.precision, "float_reason": s.float_reason,
+            "training_samples": s.training_samples, "held_out_samples": s.held_out_samples,
+        })
+    });
+    serde_json::json!({
+        "node": node.id, "available": node.available, "last_seen_ms": node.last_seen_ms, "software": node.software,
+        "inference_address": node.inference_address, "serving": serving.collect::<Vec<_>>(),
+    })
 }
 
 /// Flags of `init`.
@@ -87,6 +142,7 @@ impl Init {
             },
             certificate: Certificate { names: self.hosts.clone() },
             nodes: Nodes::default(),
+            store: StoreLimits::default(),
         };
         init::init(&self.dir, &self.trust_domain, &config).await?;
         let dir = self.dir.display();

@@ -26,6 +26,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// For every program that links this crate; the workspace's manifest says why.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// One ONNX file in; a fleet that serves it in int8 and keeps learning from its own data.
 #[derive(Debug, Parser)]
 #[command(name = "fedge", version)]

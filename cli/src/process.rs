@@ -8,7 +8,19 @@ use tracing_subscriber::EnvFilter;
 
 /// The asynchronous runtime of the program.
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    raise_file_limit();
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime can't be started")
+}
+
+/// A coordinator has a connection a node, and the soft limit is 1024 on many systems: take what the system grants.
+fn raise_file_limit() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        // Without it, the limit that there is holds; connections beyond it are refused.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
 }
 
 /// Logs to standard error, at this level unless `FEDGE_LOG` says otherwise. tract warns of every operator set above 18.

@@ -1,4 +1,4 @@
-//! `fedge task`: create, list, show, watch, cancel.
+//! `fedge task`: create, list, show, watch, pause, resume, cancel.
 //! What a task is, and how its rounds go, is the coordinator's matter.
 
 use std::path::PathBuf;
@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use fedge_proto::operators::{
-    CancelTaskRequest, CreateTaskRequest, ListTasksRequest, RoundSummary, ShowTaskRequest, Task, TaskEvent,
-    WatchTaskRequest, task_event::Event,
+    CancelTaskRequest, CreateTaskRequest, ListTasksRequest, PauseTaskRequest, ResumeTaskRequest, RoundSummary,
+    ShowTaskRequest, Task, TaskEvent, WatchTaskRequest, task_event::Event,
 };
 
 use crate::operator::{Operator, OperatorFlags, refused};
@@ -24,6 +24,10 @@ pub(crate) enum Command {
     Show(One),
     /// Follow a task until it ends: what it waits for, each round
     Watch(One),
+    /// Begin no new round; the one under way is finished
+    Pause(One),
+    /// Go on with a paused task
+    Resume(One),
     /// End a running task; its versions stay
     Cancel(One),
 }
@@ -74,6 +78,16 @@ impl Command {
                 print(&client.show_task(request).await.map_err(refused)?.into_inner(), one.json)
             }
             Command::Watch(one) => one.watch().await,
+            Command::Pause(one) => {
+                let request = PauseTaskRequest { id: one.id.clone() };
+                let mut client = one.operator.connect().await?.client();
+                print(&client.pause_task(request).await.map_err(refused)?.into_inner(), one.json)
+            }
+            Command::Resume(one) => {
+                let request = ResumeTaskRequest { id: one.id.clone() };
+                let mut client = one.operator.connect().await?.client();
+                print(&client.resume_task(request).await.map_err(refused)?.into_inner(), one.json)
+            }
             Command::Cancel(one) => {
                 let request = CancelTaskRequest { id: one.id.clone() };
                 let mut client = one.operator.connect().await?.client();
@@ -144,7 +158,9 @@ impl One {
                     output::json(&serde_json::json!({ "status": status }))?;
                 }
                 // Elsewhere than on a terminal the table's lines are enough, and what a waiting task waits for.
-                Some(Event::Status(status)) if spinner.is_hidden() && status.contains("waits for nodes") => {
+                Some(Event::Status(status))
+                    if spinner.is_hidden() && (status.contains("waits for nodes") || status.starts_with("paused")) =>
+                {
                     println!("       {status}");
                 }
                 Some(Event::Status(status)) => spinner.set_message(status),
@@ -177,7 +193,7 @@ const ROUND_HEADER: &str =
     "round  version  outcome      nodes  examples   float    int8    loss       up     down      time";
 
 fn round_line(r: &RoundSummary) -> String {
-    let trained = r.nodes.iter().filter(|n| n.outcome == "trained").count();
+    let trained = r.nodes.iter().filter(|n| matches!(n.outcome.as_str(), "trained" | "partial")).count();
     let examples: u64 = r.nodes.iter().map(|n| n.examples).sum();
     let mut line = format!(
         "{:>5}  {:>7}  {:<11}  {:>2}/{:<2}  {:>8}  {:>6}  {:>6}  {:>6}  {:>7}  {:>7}  {:>6.1} s",
@@ -238,7 +254,7 @@ fn round_json(r: &RoundSummary) -> serde_json::Value {
                 "node": n.node, "outcome": n.outcome, "reason": n.reason, "examples": n.examples, "steps": n.steps,
                 "loss_first": n.loss_first, "loss_last": n.loss_last, "duration_ms": n.duration_ms,
                 "evaluated_examples": n.evaluated_examples, "correct_float": n.correct_float,
-                "correct_served": n.correct_served, "precision": n.precision,
+                "correct_served": n.correct_served, "precision": n.precision, "staleness": n.staleness,
             })
         })
         .collect();

@@ -25,6 +25,23 @@ pub struct Config {
     /// Liveness of nodes.
     #[serde(default)]
     pub nodes: Nodes,
+    /// What is kept on disk.
+    #[serde(default)]
+    pub store: StoreLimits,
+}
+
+/// What is kept on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreLimits {
+    /// Bytes that updates may take until their round closes, at least 1 MiB. Beyond it nodes wait.
+    pub spool_max_bytes: u64,
+}
+
+impl Default for StoreLimits {
+    fn default() -> Self {
+        StoreLimits { spool_max_bytes: 64 << 30 }
+    }
 }
 
 /// Where to listen.
@@ -175,6 +192,10 @@ impl Config {
         if nodes.liveness_ms < nodes.heartbeat_ms * 2 {
             return refuse("nodes.liveness_ms", &nodes.liveness_ms, "at least twice nodes.heartbeat_ms".into());
         }
+        if self.store.spool_max_bytes < 1 << 20 {
+            let value = &self.store.spool_max_bytes;
+            return refuse("store.spool_max_bytes", value, "at least 1048576, and room for a round's updates".into());
+        }
         Ok(())
     }
 
@@ -212,7 +233,11 @@ impl Config {
              # A node reports every heartbeat_ms, also while it trains; one that was silent for liveness_ms is not waited for.\n\
              [nodes]\n\
              heartbeat_ms = {heartbeat}\n\
-             liveness_ms = {liveness}\n",
+             liveness_ms = {liveness}\n\
+             \n\
+             # Disk that updates may take until their round closes, in bytes. Beyond it nodes wait and send again.\n\
+             [store]\n\
+             spool_max_bytes = {spool}\n",
             federation = self.listen.federation,
             enrolment = self.listen.enrolment,
             operators = self.listen.operators,
@@ -222,6 +247,7 @@ impl Config {
             names = quoted.join(", "),
             heartbeat = self.nodes.heartbeat_ms,
             liveness = self.nodes.liveness_ms,
+            spool = self.store.spool_max_bytes,
         )
     }
 }
@@ -241,6 +267,7 @@ mod tests {
             },
             certificate: Certificate { names: vec!["fedge.example".into(), "192.0.2.7".into()] },
             nodes: Nodes::default(),
+            store: StoreLimits::default(),
         }
     }
 
@@ -268,6 +295,7 @@ mod tests {
             ("fedge.example:7445", "fedge.example", "advertise.operators"),
             ("heartbeat_ms = 2000", "heartbeat_ms = 1", "nodes.heartbeat_ms"),
             ("liveness_ms = 10000", "liveness_ms = 2000", "nodes.liveness_ms"),
+            ("spool_max_bytes = 68719476736", "spool_max_bytes = 1", "store.spool_max_bytes"),
             ("[\"fedge.example\", \"192.0.2.7\"]", "[]", "certificate.names"),
         ] {
             let error = load(&config().commented().replace(from, to)).unwrap_err().to_string();

@@ -11,7 +11,9 @@ use fedge_proto::authorization::{AnonymousCallers, AuthorizationLayer};
 use fedge_proto::federation::federation_server::FederationServer;
 use fedge_proto::identity::Identity;
 use fedge_proto::operators::operators_server::OperatorsServer;
-use fedge_proto::tls::{ClientAuth, Limits, ReloadableServerConfig, TlsError, incoming, server_config};
+use fedge_proto::tls::{
+    ClientAuth, Limits, MAX_FRAME_BYTES, ReloadableServerConfig, SERVER_WINDOW_BYTES, TlsError, incoming, server_config,
+};
 use fedge_proto::transfer::MAX_MESSAGE_BYTES;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -94,7 +96,7 @@ pub async fn run(
     let federation_port = listen("listen.federation", &config.listen.federation).await?;
     let enrolment_port = listen("listen.enrolment", &config.listen.enrolment).await?;
     let operators_port = listen("listen.operators", &config.listen.operators).await?;
-    let rounds = Rounds::load(store.clone(), nodes).await.map_err(InitError::from)?;
+    let rounds = Rounds::load(store.clone(), nodes, config.store.spool_max_bytes).await.map_err(InitError::from)?;
     let stop_ticks = CancellationToken::new();
     let ticks = rounds.spawn_ticks(stop_ticks.clone());
 
@@ -162,6 +164,9 @@ fn builder() -> Server {
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .max_concurrent_streams(Some(16))
+        .initial_stream_window_size(SERVER_WINDOW_BYTES)
+        .initial_connection_window_size(SERVER_WINDOW_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES)
         .concurrency_limit_per_connection(16)
         .http2_max_header_list_size(Some(16 * 1024))
         .http2_max_pending_accept_reset_streams(Some(20))

@@ -2,6 +2,7 @@
 //! What goes into a digest is decided by its owner (`layout`, `package`), not here.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -32,6 +33,39 @@ impl Digest {
     /// A digest that was computed or sent elsewhere.
     pub fn from_bytes(bytes: [u8; 32]) -> Digest {
         Digest(bytes)
+    }
+}
+
+/// Passes bytes on to a writer and hashes them on their way.
+#[derive(Debug)]
+pub struct HashingWriter<W> {
+    inner: W,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl<W: Write> HashingWriter<W> {
+    /// Nothing is written yet.
+    pub fn new(inner: W) -> HashingWriter<W> {
+        HashingWriter { inner, hash: Sha256::new(), bytes: 0 }
+    }
+
+    /// The writer beneath, the digest of what it took, and how many bytes those were.
+    pub fn finish(self) -> (W, Digest, u64) {
+        (self.inner, Digest(self.hash.finalize().into()), self.bytes)
+    }
+}
+
+impl<W: Write> Write for HashingWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.inner.write(bytes)?;
+        self.hash.update(bytes.get(..taken).unwrap_or_default());
+        self.bytes += taken as u64;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 
@@ -90,6 +124,16 @@ mod tests {
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(Digest::of(b"abc").to_string(), expected);
         assert_eq!(expected.parse::<Digest>().unwrap(), Digest::of(b"abc"));
+    }
+
+    #[test]
+    fn a_hashing_writer_hashes_what_the_writer_beneath_took() {
+        let mut room = [0; 5];
+        let mut writer = HashingWriter::new(&mut room[..]);
+        assert_eq!(writer.write(b"abc").unwrap(), 3);
+        assert_eq!(writer.write(b"defg").unwrap(), 2);
+        let (_, digest, bytes) = writer.finish();
+        assert_eq!((digest, bytes), (Digest::of(b"abcde"), 5));
     }
 
     #[test]

@@ -17,6 +17,14 @@ pub enum ModelError {
         /// The operating system's answer.
         source: std::io::Error,
     },
+    /// A stream of a model's bytes broke, or is not the file that it should be.
+    #[error("cannot {action}: {source}")]
+    Stream {
+        /// What was tried, e.g. "read the base model's file".
+        action: &'static str,
+        /// The stream's answer.
+        source: std::io::Error,
+    },
     /// The bytes are no ONNX file, or only a part of one.
     #[error("not an ONNX file, or a truncated one ({bytes} bytes): {problem}; export or copy the file again")]
     NotOnnx {

@@ -10,15 +10,19 @@ use crate::operators::{self, UnsupportedOperator};
 use crate::{Digest, Layout, ModelError, Weights, pb};
 
 mod graph;
+mod places;
 pub(crate) mod scan;
 mod signature;
 mod sizes;
 mod splice;
+mod stream;
 pub(crate) mod tensor;
 
-pub(crate) use splice::initializers;
+pub(crate) use places::initializers;
 
+pub use places::{Place, Places};
 pub use signature::{ElementType, TensorSignature};
+pub use stream::PIECE_VALUES;
 
 /// Largest file that is read, in bytes: protobuf's own limit of 2 GiB.
 pub const MAX_FILE_BYTES: u64 = 2 << 30;
@@ -38,6 +42,7 @@ struct Inner {
     input: TensorSignature,
     output: TensorSignature,
     layout: Arc<Layout>,
+    places: Places,
 }
 
 impl Model {
@@ -62,10 +67,11 @@ impl Model {
         }
         let (input, output) = graph::check(&graph, opset)?;
         sizes::check(&graph)?;
-        let layout = tensor::layout(&graph)?;
+        let layout = Arc::new(tensor::layout(&graph)?);
         tensor::check_finite(&graph, &layout)?;
+        let places = Places::find(&bytes, &layout)?;
         let digest = Digest::of(&bytes);
-        let inner = Inner { bytes, digest, graph, opset, input, output, layout: Arc::new(layout) };
+        let inner = Inner { bytes, digest, graph, opset, input, output, layout, places };
         Ok(Model { inner: Arc::new(inner) })
     }
 
@@ -110,6 +116,11 @@ impl Model {
         &self.inner.layout
     }
 
+    /// Where the exchanged values lie in the file: what is needed to stream a new version without this model.
+    pub fn places(&self) -> &Places {
+        &self.inner.places
+    }
+
     /// Values of the exchanged parameters, copied out of the file.
     pub fn weights(&self) -> Weights {
         tensor::weights(&self.inner.graph, &self.inner.layout)
@@ -127,7 +138,7 @@ impl Model {
                 ),
             });
         }
-        Model::from_bytes(splice::splice(&self.inner.bytes, weights)?)
+        Model::from_bytes(splice::splice(&self.inner.bytes, &self.inner.places, weights)?)
     }
 
     /// What stops this model from being trained, node by node; empty where nothing does.

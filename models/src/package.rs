@@ -1,6 +1,7 @@
 //! A model's version on disk: `<name>/<number>/{model.onnx, manifest.json}`, checked when made and when read.
 //! Which versions exist and which is served is decided by the coordinator's store and the node.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,17 @@ pub struct Package {
     pub model: Model,
 }
 
+/// A version that was streamed to disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Written {
+    /// The manifest, with the digest of the model that was written.
+    pub manifest: Manifest,
+    /// Length of the model's file.
+    pub bytes: u64,
+    /// `<repository>/<name>/<number>`.
+    pub directory: PathBuf,
+}
+
 impl Package {
     /// Pairs a manifest with its model. Refused: another schema, a bad name, number 0, digests that differ from the
     /// model's, labels that repeat or do not match the output's width, and preprocessing that does not fit the input.
@@ -59,6 +71,22 @@ impl Package {
         store::write(self, repository)
     }
 
+    /// As [`Package::write`], without the model in memory: `model` writes it, and `manifest.digest` becomes the digest of
+    /// what it wrote, whatever it was before. Where the version is there already, `model` runs all the same, to see
+    /// whether it is an equal one.
+    ///
+    /// The name and number are checked here, the rest of the manifest when the version is read. It therefore comes from
+    /// the manifest of a checked version of the same lineage, and the model from that version's
+    /// [`Places::splice`](crate::Places::splice). Refused also: a model of more than 2 GiB, and whatever `model` refuses;
+    /// nothing is left of the version then.
+    pub fn write_streamed<E: From<ModelError>>(
+        manifest: Manifest,
+        repository: &Path,
+        model: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    ) -> Result<Written, E> {
+        store::write_streamed(manifest, repository, model)
+    }
+
     /// Reads a version's directory and checks it as [`Package::new`] does.
     pub fn read(version_dir: &Path) -> Result<Package, ModelError> {
         store::read(version_dir)
@@ -68,37 +96,45 @@ impl Package {
 pub(crate) mod store;
 
 fn check(manifest: &Manifest, model: &Model) -> Result<(), ModelError> {
-    let refused = |problem: String| {
-        Err(ModelError::Package { package: crate::error::shorten(&format!("{:?}", manifest.name)), problem })
-    };
-    if manifest.schema != MANIFEST_SCHEMA {
-        return refused(format!(
-            "its manifest has the schema {}, but this fedge reads {MANIFEST_SCHEMA}; update fedge",
-            manifest.schema
-        ));
-    }
-    if let Err(problem) = check_name(&manifest.name) {
-        return refused(problem);
-    }
-    if manifest.number == 0 {
-        return refused("its version number is 0; versions count from 1".to_owned());
-    }
+    check_identity(manifest)?;
     check_digest(manifest, "model.onnx", manifest.digest, model.digest())?;
     check_digest(manifest, "the layout", manifest.layout, model.layout().digest())?;
-    check_labels(manifest, model).or_else(refused)?;
+    check_labels(manifest, model).map_err(|problem| refused(manifest, problem))?;
     manifest.preprocessing.validate(&model.input().sample_shape())
+}
+
+/// What can be checked without the model.
+fn check_identity(manifest: &Manifest) -> Result<(), ModelError> {
+    if manifest.schema != MANIFEST_SCHEMA {
+        return Err(refused(
+            manifest,
+            format!(
+                "its manifest has the schema {}, but this fedge reads {MANIFEST_SCHEMA}; update fedge",
+                manifest.schema
+            ),
+        ));
+    }
+    check_name(&manifest.name).map_err(|problem| refused(manifest, problem))?;
+    if manifest.number == 0 {
+        return Err(refused(manifest, "its version number is 0; versions count from 1".to_owned()));
+    }
+    Ok(())
+}
+
+fn refused(manifest: &Manifest, problem: String) -> ModelError {
+    ModelError::Package { package: crate::error::shorten(&format!("{:?}", manifest.name)), problem }
 }
 
 fn check_digest(manifest: &Manifest, what: &str, stated: Digest, found: Digest) -> Result<(), ModelError> {
     if stated == found {
         return Ok(());
     }
-    Err(ModelError::Package {
-        package: crate::error::shorten(&format!("{:?}", manifest.name)),
-        problem: format!(
+    Err(refused(
+        manifest,
+        format!(
             "{what} has the digest {found}, but the manifest says {stated}; the files do not belong together or are damaged, so fetch them again"
         ),
-    })
+    ))
 }
 
 fn check_labels(manifest: &Manifest, model: &Model) -> Result<(), String> {

@@ -8,6 +8,7 @@ use crate::pb::{
     ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataType, tensor_shape_proto::Dimension,
     tensor_shape_proto::dimension, type_proto,
 };
+use crate::wire::put_bytes;
 
 /// The demo's model, untrained.
 pub(crate) const DIGITS: &[u8] = include_bytes!("../zoo/digits_cnn.onnx");
@@ -131,4 +132,43 @@ pub(crate) fn linear() -> GraphProto {
         vec![node("Gemm", &["x", "w", "b"], &["y"])],
         vec![floats("w", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), floats("b", &[3], &[0.5, -0.5, 0.0])],
     )
+}
+
+/// How float data lies in a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FloatData {
+    /// Several values a field.
+    Packed,
+    /// One value a field.
+    Single,
+}
+
+/// The linear model as a file whose `w` holds 1 to 6 as float data: in two packed fields of 2
+/// and 4 values, or in six fields of one.
+pub(crate) fn linear_with_float_data(kind: FloatData) -> Vec<u8> {
+    let mut tensor = floats("w", &[2, 3], &[]).encode_to_vec();
+    let values: Vec<u8> = (1..=6u8).flat_map(|value| f32::from(value).to_le_bytes()).collect();
+    match kind {
+        FloatData::Packed => {
+            put_bytes(&mut tensor, 4, &values[..8]);
+            put_bytes(&mut tensor, 4, &values[8..]);
+        }
+        FloatData::Single => {
+            for value in values.chunks(4) {
+                tensor.push(4 << 3 | 5);
+                tensor.extend_from_slice(value);
+            }
+        }
+    }
+    let mut whole = linear();
+    let bias = whole.initializer.remove(1);
+    whole.initializer.clear();
+    let mut graph = whole.encode_to_vec();
+    put_bytes(&mut graph, 5, &tensor);
+    put_bytes(&mut graph, 5, &bias.encode_to_vec());
+    let mut file = model(GraphProto::default(), 17);
+    file.graph = None;
+    let mut file = file.encode_to_vec();
+    put_bytes(&mut file, 7, &graph);
+    file
 }

@@ -25,15 +25,8 @@ impl Weights {
                 ),
             });
         }
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            let tensor = layout.exchanged().find(|(_, range)| range.contains(&index));
-            let (name, within) = tensor.map_or(("?", index), |(spec, range)| (&spec.name, index - range.start));
-            return Err(ModelError::tensor(
-                name,
-                format!(
-                    "element {within} is not finite; weights must be numbers, so lower the learning rate or drop this update"
-                ),
-            ));
+        if let Some(index) = find_not_finite(&values) {
+            return Err(not_finite(&layout, index));
         }
         Ok(Weights { layout, values })
     }
@@ -62,6 +55,26 @@ impl Weights {
     pub fn tensor(&self, name: &str) -> Option<&[f32]> {
         self.values.get(self.layout.range(name)?)
     }
+}
+
+/// The first value that is no number or infinite. Looks at all first, without a branch a value: nearly always it is none.
+pub(crate) fn find_not_finite(values: &[f32]) -> Option<usize> {
+    if values.iter().fold(true, |all, value| all & value.is_finite()) {
+        return None;
+    }
+    values.iter().position(|value| !value.is_finite())
+}
+
+/// The error that names the parameter of a value that is not finite, by its place in the flat vector.
+pub(crate) fn not_finite(layout: &Layout, index: usize) -> ModelError {
+    let tensor = layout.exchanged().find(|(_, range)| range.contains(&index));
+    let (name, within) = tensor.map_or(("?", index), |(spec, range)| (&spec.name, index - range.start));
+    ModelError::tensor(
+        name,
+        format!(
+            "element {within} is not finite; weights must be numbers, so lower the learning rate or drop this update"
+        ),
+    )
 }
 
 #[cfg(test)]

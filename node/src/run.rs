@@ -18,10 +18,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::config::{Config, ConfigError};
+use crate::federation::download::{DownloadError, Downloads};
 use crate::federation::driver;
-use crate::federation::outbox::{Outbox, OutboxError};
+use crate::federation::edge::Edge;
+use crate::federation::memory::Memory;
+use crate::federation::outbox::Outbox;
+use crate::federation::record::RecordError;
 use crate::federation::renewal::{self, RenewalError};
 use crate::federation::session::Session;
+use crate::federation::shelf::Shelf;
 use crate::federation::versions::Versions;
 use crate::federation::work::Workshop;
 use crate::inference::{self, KeepPolicy, ModelRepository, ServiceOptions};
@@ -30,6 +35,8 @@ use crate::status::{NodeStatus, StatusFile};
 
 /// Age at which a connection is asked to end, and its certificate looked at again.
 const CONNECTION_AGE: Duration = Duration::from_secs(3600);
+/// Versions of a lineage that stay on disk: the served one and the one before.
+const KEPT_VERSIONS: usize = 2;
 /// Longest time that open calls get to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -84,9 +91,12 @@ pub enum RunError {
     /// A data file.
     #[error(transparent)]
     Data(#[from] FileError),
-    /// The outbox.
+    /// The outbox or the memory.
     #[error(transparent)]
-    Outbox(#[from] OutboxError),
+    Record(#[from] RecordError),
+    /// The folder of transfers.
+    #[error(transparent)]
+    Incoming(#[from] DownloadError),
     /// Threads.
     #[error("the inference threads can't be started: {0}")]
     Threads(std::io::Error),
@@ -124,10 +134,15 @@ pub async fn run(
     let bound = listener.local_addr().unwrap_or(address);
 
     let repository = Arc::new(ModelRepository::new());
-    let versions = Versions::new(folder.join("models"), repository.clone(), samples.clone(), config.data.clone());
-    let versions = Arc::new(versions);
-    let outbox = Outbox::open(folder.join("outbox"))?;
-    let workshop = Workshop { versions: versions.clone(), samples: samples.clone(), outbox };
+    let downloads = Arc::new(Downloads::open(folder.join("incoming"))?);
+    let shelf = Shelf::new(folder.join("models"), downloads.clone(), KEPT_VERSIONS);
+    let versions = Arc::new(Versions::new(shelf, repository.clone(), samples.clone(), config.data.clone()));
+    let workshop = Workshop {
+        learner: Arc::new(Edge::new(versions.clone(), samples.clone())),
+        outbox: Outbox::open(folder.join("outbox"))?,
+        memory: Memory::open(folder.join("memory"))?,
+        downloads,
+    };
     let shared = SharedIdentity::new(identity.clone());
     let stop = CancellationToken::new();
 
@@ -217,8 +232,11 @@ fn accept(
     Ok((accepted, AnonymousCallers::EnrolmentOnly, Box::new(renewed)))
 }
 
-/// Holds the folder for this process: it has one sample store and one outbox.
-fn lock(folder: &Path) -> Result<File, RunError> {
+/// Holds the folder of a node that has joined for this process, as long as the file is open: it has one outbox.
+///
+/// # Errors
+/// [`RunError`]: not joined, or another process runs it.
+pub fn lock(folder: &Path) -> Result<File, RunError> {
     if !identity_directory(folder).exists() {
         return Err(RunError::NotJoined(folder.to_owned()));
     }

@@ -35,7 +35,7 @@ const TABLE: &[(&str, Callers, &[&str])] = &[
     (
         "fedge.federation.v1.Federation",
         Roles(&[Node]),
-        &["Hello", "Poll", "Heartbeat", "Download", "Upload", "ReportEvaluation", "Decline"],
+        &["Hello", "Poll", "Heartbeat", "Download", "FindUpload", "Upload", "ReportEvaluation", "Decline"],
     ),
     (
         "fedge.operators.v1.Operators",
@@ -48,6 +48,8 @@ const TABLE: &[(&str, Callers, &[&str])] = &[
             "ListTasks",
             "ShowTask",
             "WatchTask",
+            "PauseTask",
+            "ResumeTask",
             "CancelTask",
             "ListNodes",
         ],

@@ -3,9 +3,11 @@
 
 pub mod authorization;
 pub mod identity;
+pub mod model_delta;
+mod planes;
 pub mod tls;
-
 pub mod transfer;
+pub mod update;
 
 /// Generated from `fedge/*.proto`; a contract test fails when it drifts.
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used)]
@@ -36,6 +38,9 @@ mod fedge {
         }
     }
 }
+
+/// The version of the federation protocol that this fedge speaks, on both sides.
+pub const FEDERATION_PROTOCOL: u32 = 2;
 
 /// The Open Inference Protocol, generated from `inference.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used)]

@@ -2,3 +2,4 @@
 //! Nothing is decided or computed here that they decide or compute themselves; no socket is opened.
 
 pub mod experiment;
+pub mod faults;

@@ -6,3 +6,9 @@
 
 mod enrolment;
 mod generated_code;
+#[path = "../bench/model.rs"]
+mod linear;
+mod uploads;
+#[path = "../bench/vector.rs"]
+#[allow(dead_code)]
+mod vector;

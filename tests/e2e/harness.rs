@@ -99,6 +99,11 @@ impl Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+
+    /// Waits until it has died of itself.
+    pub fn wait_until_dead(&mut self, why: &str) {
+        wait_for(why, || self.child.try_wait().expect("a child").map(|_| ()));
+    }
 }
 
 impl Drop for Process {
@@ -117,7 +122,11 @@ pub struct Coordinator {
 impl Coordinator {
     /// Initialises and starts one, with quick heartbeats.
     pub fn start() -> Coordinator {
-        let folder = tempfile::tempdir().expect("folder");
+        Coordinator::start_in(tempfile::tempdir().expect("folder"))
+    }
+
+    /// As `start`, in this folder.
+    pub fn start_in(folder: tempfile::TempDir) -> Coordinator {
         let ports = free_ports::<3>();
         let [federation, enrolment, operators] = ports.map(|p| p.to_string());
         let mut coordinator = Coordinator { folder, process: None, ports };
@@ -134,12 +143,27 @@ impl Coordinator {
 
     /// Kills it, if it runs, and starts it again on the same folder.
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// As `restart`; it dies when it passes this point (`name` or `name:passes`).
+    pub fn restart_to_die_at(&mut self, point: &str) {
+        self.restart_with(&[("FEDGE_KILL_AT", point)]);
+    }
+
+    fn restart_with(&mut self, environment: &[(&str, &str)]) {
         self.kill();
         let mut command = fedge();
+        command.envs(environment.iter().copied());
         command
             .args(["coordinator", "run", "--heartbeat-ms", "200", "--liveness-ms", "4000", "--dir"])
             .arg(self.home());
         self.process = Some(Process::start(&mut command, self.folder.path().join("coordinator.log")));
+    }
+
+    /// Waits until the point has killed it.
+    pub fn wait_until_dead(&mut self, why: &str) {
+        self.process.as_mut().expect("a process").wait_until_dead(why);
     }
 
     /// SIGKILL.

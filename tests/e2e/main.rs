@@ -6,7 +6,14 @@
 
 mod bad_input;
 mod clients;
+mod disk;
 mod harness;
 mod identities;
+mod kills;
+#[path = "../bench/model.rs"]
+mod linear;
 mod rounds;
 mod simulate;
+#[path = "../bench/vector.rs"]
+#[allow(dead_code)]
+mod vector;

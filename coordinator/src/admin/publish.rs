@@ -93,6 +93,7 @@ async fn store(rounds: &Rounds, package: Package) -> Result<ModelRow, Status> {
     written
         .map_err(|e| Status::unavailable(format!("writing the model was interrupted: {e}")))?
         .map_err(unavailable)?;
+    fail::fail_point!("publish_written");
     let row = ModelRow::of(&package).map_err(unavailable)?;
     rounds.store().insert_model(&row).await.map_err(unavailable)?;
     rounds.published().await.map_err(unavailable)?;

@@ -8,20 +8,25 @@ use fedge_proto::model::ModelVersion;
 use fedge_proto::operators::{
     CancelTaskRequest, CreateTaskRequest, DownloadModelReply, DownloadModelRequest, ListModelsReply, ListModelsRequest,
     ListNodesReply, ListNodesRequest, ListTasksReply, ListTasksRequest, ModelSummary, Node, NodeServing,
-    PublishRequest, ShowTaskRequest, Task, TaskEvent, WatchTaskRequest, operators_server::Operators, task_event::Event,
+    PauseTaskRequest, PublishRequest, ResumeTaskRequest, ShowTaskRequest, Task, TaskEvent, WatchTaskRequest,
+    operators_server::Operators, task_event::Event,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::rounds::driver::{CreateError, Rounds};
-use crate::rounds::{convert, federation};
+use crate::rounds::driver::Rounds;
+use crate::rounds::operations::CreateError;
+use crate::rounds::{convert, download};
 use crate::store::tasks::TaskRow;
-use crate::store::{StoreError, wall_clock_ms};
+use crate::store::wall_clock_ms;
 
 /// How often a watcher hears what the task waits for, at least.
 const STATUS_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// How often a watcher hears something, at most.
+const STATUS_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// The service that operators call.
 #[derive(Debug)]
@@ -49,7 +54,7 @@ impl Operators for OperatorsService {
     }
 
     async fn list_models(&self, _: Request<ListModelsRequest>) -> Result<Response<ListModelsReply>, Status> {
-        let rows = self.rounds.store().models().await.map_err(unavailable)?;
+        let rows = self.rounds.store().models().await.map_err(convert::unavailable)?;
         let models = rows
             .iter()
             .map(|row| ModelSummary {
@@ -69,11 +74,12 @@ impl Operators for OperatorsService {
         request: Request<DownloadModelRequest>,
     ) -> Result<Response<Self::DownloadModelStream>, Status> {
         let DownloadModelRequest { name, number } = request.into_inner();
-        let row = self.rounds.store().model(&name, number).await.map_err(unavailable)?;
+        let row = self.rounds.store().model(&name, number).await.map_err(convert::unavailable)?;
         let row = row.ok_or_else(|| {
             Status::not_found(format!("no version {number} of a model named {:?}", convert::text(&name)))
         })?;
-        let chunks = federation::model_file(&self.rounds, &row.manifest.name, row.manifest.number, 0, |_| {}).await?;
+        let path = self.rounds.store().model_path(&row.manifest.name, row.manifest.number);
+        let chunks = download::file_chunks(path, 0, |_| {}).await?;
         let head = DownloadModelReply { version: Some(convert::model_version(&row)), chunk: None };
         let rest = chunks.map(|c| c.map(|chunk| DownloadModelReply { version: None, chunk: Some(chunk) }));
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(head)).chain(rest))))
@@ -92,7 +98,7 @@ impl Operators for OperatorsService {
 
     async fn list_tasks(&self, _: Request<ListTasksRequest>) -> Result<Response<ListTasksReply>, Status> {
         let mut tasks = Vec::new();
-        for row in self.rounds.store().tasks().await.map_err(unavailable)? {
+        for row in self.rounds.store().tasks().await.map_err(convert::unavailable)? {
             // The list is for finding; `show` has the rounds.
             tasks.push(Task { rounds: Vec::new(), ..self.describe(&row).await? });
         }
@@ -118,10 +124,18 @@ impl Operators for OperatorsService {
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
     }
 
+    async fn pause_task(&self, request: Request<PauseTaskRequest>) -> Result<Response<Task>, Status> {
+        self.pause(&request.into_inner().id, true).await
+    }
+
+    async fn resume_task(&self, request: Request<ResumeTaskRequest>) -> Result<Response<Task>, Status> {
+        self.pause(&request.into_inner().id, false).await
+    }
+
     async fn cancel_task(&self, request: Request<CancelTaskRequest>) -> Result<Response<Task>, Status> {
         let id = request.into_inner().id;
         self.find(&id).await?;
-        if !self.rounds.cancel(&id).await.map_err(unavailable)? {
+        if !self.rounds.cancel(&id).await.map_err(convert::unavailable)? {
             return Err(Status::failed_precondition(format!("task {} has ended already", convert::text(&id))));
         }
         self.find(&id).await.map(Response::new)
@@ -152,8 +166,16 @@ impl Operators for OperatorsService {
 }
 
 impl OperatorsService {
+    async fn pause(&self, id: &str, paused: bool) -> Result<Response<Task>, Status> {
+        self.find(id).await?;
+        if !self.rounds.pause(id, paused).await.map_err(convert::unavailable)? {
+            return Err(Status::failed_precondition(format!("task {} has ended already", convert::text(id))));
+        }
+        self.find(id).await.map(Response::new)
+    }
+
     async fn find(&self, id: &str) -> Result<Task, Status> {
-        let row = self.rounds.store().task(id).await.map_err(unavailable)?;
+        let row = self.rounds.store().task(id).await.map_err(convert::unavailable)?;
         let row = row.ok_or_else(|| {
             Status::not_found(format!("no task {:?}: `fedge task list` shows all", convert::text(id)))
         })?;
@@ -163,29 +185,29 @@ impl OperatorsService {
     async fn describe(&self, row: &TaskRow) -> Result<Task, Status> {
         let store = self.rounds.store();
         let id = &row.state.task_id;
-        let rounds = store.rounds(id).await.map_err(unavailable)?;
-        let refused = store.refusals(id).await.map_err(unavailable)?;
+        let rounds = store.rounds(id, 0).await.map_err(convert::unavailable)?;
+        let refused = store.refusals(id).await.map_err(convert::unavailable)?;
         Ok(convert::task(row, &rounds, refused, self.rounds.now_ms()))
     }
 
     /// Sends each round once, the status when it changes, and the end. Returns when the watcher is gone.
     async fn watch(&self, id: &str, tx: &mpsc::Sender<Result<TaskEvent, Status>>) -> Result<(), Status> {
         let mut board = self.rounds.board();
-        let (mut sent_rounds, mut sent_status) = (0, String::new());
+        let (mut sent_round, mut sent_status) = (0, String::new());
         loop {
-            board.borrow_and_update();
-            let task = self.find(id).await?;
-            let ended = task.state != "running";
-            let mut events: Vec<Event> = task.rounds.iter().skip(sent_rounds).cloned().map(Event::Round).collect();
-            sent_rounds = task.rounds.len();
-            // The seconds that are left are no news.
-            let status = task.status.split(" (").next().unwrap_or_default();
-            if status != sent_status {
-                status.clone_into(&mut sent_status);
-                events.push(Event::Status(task.status.clone()));
-            }
-            if ended {
-                events.push(Event::Ended(task));
+            let status = convert::status(&board.borrow_and_update(), id, self.rounds.now_ms());
+            let rows = self.rounds.store().rounds(id, sent_round).await.map_err(convert::unavailable)?;
+            sent_round = rows.last().map_or(sent_round, |row| row.record.round);
+            let mut events: Vec<Event> = rows.iter().map(convert::round_summary).map(Event::Round).collect();
+            let ended = status.is_none();
+            match status {
+                // The seconds that are left are no news.
+                Some(status) if status.split(" (").next() != Some(&sent_status) => {
+                    status.split(" (").next().unwrap_or_default().clone_into(&mut sent_status);
+                    events.push(Event::Status(status));
+                }
+                Some(_) => {}
+                None => events.push(Event::Ended(self.find(id).await?)),
             }
             for event in events {
                 if tx.send(Ok(TaskEvent { at_ms: wall_clock_ms(), event: Some(event) })).await.is_err() {
@@ -195,15 +217,12 @@ impl OperatorsService {
             if ended {
                 return Ok(());
             }
+            // People read ten changes a second at most, and a busy task has hundreds.
+            tokio::time::sleep(STATUS_PAUSE).await;
             let changed = tokio::time::timeout(STATUS_INTERVAL, board.changed()).await;
             if matches!(changed, Ok(Err(_))) || tx.is_closed() {
                 return Ok(());
             }
         }
     }
-}
-
-fn unavailable(error: StoreError) -> Status {
-    tracing::error!(%error, "store");
-    Status::unavailable(format!("the coordinator's store failed: {error}"))
 }

@@ -1,40 +1,34 @@
-//! The arithmetic of a round: updates become integers, integers become a mean, the mean becomes the next weights.
-//! Which updates count is decided in `rounds`; nothing here reads a file or a clock.
+//! The arithmetic of a round: updates become integers, integers become means, means become the next weights.
+//! Which updates count is decided in `rounds`; nothing here reads a file or a clock, or holds a whole model.
 
-mod fedavg;
+mod close;
+mod error;
 pub mod fixed_point;
+pub mod strategies;
+#[cfg(test)]
+mod tests;
 
-use fedge_models::{Layout, Weights};
-use serde::{Deserialize, Serialize};
+pub use self::close::Close;
+pub use self::error::AggregationError;
 
-use self::fixed_point::AggregationError;
-
-/// How the mean of the updates becomes the next global model. One file each.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Strategy {
-    /// Federated averaging (McMahan et al. 2017, algorithm 1).
-    #[default]
-    FedAvg,
-}
-
-/// The next global weights from the base and the weighted mean delta (one value an exchanged parameter).
-///
-/// # Errors
-/// [`AggregationError::NotFinite`] when the result leaves f32's range.
-pub fn next_weights(strategy: Strategy, base: &Weights, mean: &[f64]) -> Result<Weights, AggregationError> {
-    let values = match strategy {
-        Strategy::FedAvg => fedavg::next(base.values(), mean),
-    };
-    check_finite(base.layout(), &values)?;
-    Weights::new(base.layout().clone(), values).map_err(|e| AggregationError::Weights(e.to_string()))
-}
-
-fn check_finite(layout: &Layout, values: &[f32]) -> Result<(), AggregationError> {
-    for (parameter, range) in layout.exchanged() {
-        if values.get(range).is_some_and(|v| v.iter().any(|x| !x.is_finite())) {
-            return Err(AggregationError::NotFinite { parameter: parameter.name.clone() });
-        }
-    }
-    Ok(())
+/// What is known of an accepted update besides its values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateFacts {
+    /// Samples that it was trained on, 1..=2^20.
+    pub examples: u64,
+    /// Optimiser steps that it took, 1..=2^30. The caller has compared it with what the plan allows: some strategies
+    /// divide by it.
+    pub steps: u64,
+    /// Mean loss of the base version on the node's samples, where the strategy asked for it.
+    pub loss_base: Option<f32>,
+    /// Versions between its base and the current one; 0 in synchronous rounds.
+    pub staleness: u64,
+    /// ‖delta‖² over the trainable values, as [`fixed_point::Check`] found it.
+    pub squared_norm: f64,
+    /// SGD's step size of the plan, above 0.
+    pub learning_rate: f32,
+    /// SGD's momentum of the plan, 0 <= m < 1.
+    pub momentum: f32,
+    /// FedProx's mu of the plan, 0 or more.
+    pub proximal_mu: f32,
 }

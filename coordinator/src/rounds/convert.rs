@@ -7,12 +7,13 @@ use fedge_proto::federation::{
 };
 use fedge_proto::model::ModelVersion;
 use fedge_proto::operators::{NodeRound, RoundSummary, Task};
+use fedge_proto::update::{Coding, Encoding};
 
 use super::board::{Board, TaskView};
 use super::state::{
-    AssignmentId, CheckStatus, Evaluation, Phase, RoundOutcome, TaskOutcome, TrainedUpdate, VersionRef, WorkStatus,
+    AssignmentId, CheckStatus, Evaluation, Phase, RoundOutcome, TaskOutcome, TaskState, TrainedUpdate, WorkStatus,
 };
-use super::task::{Loss, TrainingPlan};
+use super::task::{Loss, TaskSpec};
 use crate::aggregate::fixed_point::MAX_EXAMPLES;
 use crate::registry::nodes::NodeServing;
 use crate::store::models::ModelRow;
@@ -30,9 +31,11 @@ pub struct Begin {
     pub base: Digest,
     /// The parameter layout of the deltas.
     pub layout: Digest,
-    /// Payload size.
-    pub size_bytes: u64,
-    /// Weight and metrics; its digest is not known yet.
+    /// How the values are written.
+    pub coding: Coding,
+    /// Where the chunks begin.
+    pub offset: u64,
+    /// Size, digest, weight and metrics; its norm is not known yet.
     pub update: TrainedUpdate,
 }
 
@@ -41,31 +44,61 @@ pub struct Begin {
 /// # Errors
 /// A sentence that names the field.
 pub fn begin(message: wire::UploadBegin) -> Result<Begin, String> {
-    if message.encoding() != wire::Encoding::F32 {
-        return Err(format!("encoding {} is unknown; this coordinator takes f32", message.encoding));
-    }
+    let coding = message.coding.ok_or("the upload does not say its coding")?;
     if message.examples == 0 || message.examples > MAX_EXAMPLES {
         return Err(format!("examples = {}: an update's weight is 1 to {MAX_EXAMPLES}", message.examples));
     }
     let metrics = message.metrics.unwrap_or_default();
-    if !metrics.loss_first.is_finite() || !metrics.loss_last.is_finite() {
+    let losses = [Some(metrics.loss_first), Some(metrics.loss_last), metrics.loss_base];
+    if losses.iter().flatten().any(|loss| !loss.is_finite()) {
         return Err("the training loss is not finite".into());
     }
     Ok(Begin {
         assignment: assignment(&message.assignment_id)?,
         base: digest("base", &message.base)?,
         layout: digest("layout", &message.layout)?,
-        size_bytes: message.size_bytes,
+        coding: coding_of(&coding)?,
+        offset: message.offset,
         update: TrainedUpdate {
             examples: message.examples,
-            sha256: [0; 32],
+            sha256: sha256(&message.sha256)?,
             bytes: message.size_bytes,
             steps: metrics.steps,
             loss_first: metrics.loss_first,
             loss_last: metrics.loss_last,
             duration_ms: metrics.duration_ms,
+            loss_base: metrics.loss_base,
+            partial: metrics.partial,
+            squared_norm: 0.0,
         },
     })
+}
+
+fn coding_of(coding: &wire::Coding) -> Result<Coding, String> {
+    let encoding = match coding.encoding() {
+        wire::Encoding::F32 => Encoding::F32,
+        wire::Encoding::F16 => Encoding::F16,
+        wire::Encoding::Int8 => Encoding::Int8,
+        wire::Encoding::TopK => Encoding::TopK,
+        wire::Encoding::Unspecified => return Err(format!("encoding {} is unknown here", coding.encoding)),
+    };
+    Ok(Coding { encoding, top_k: coding.top_k, zstd: coding.zstd })
+}
+
+fn wire_coding(coding: &Coding) -> wire::Coding {
+    let encoding = match coding.encoding {
+        Encoding::F32 => wire::Encoding::F32,
+        Encoding::F16 => wire::Encoding::F16,
+        Encoding::Int8 => wire::Encoding::Int8,
+        Encoding::TopK => wire::Encoding::TopK,
+    };
+    wire::Coding { encoding: encoding.into(), top_k: coding.top_k, zstd: coding.zstd }
+}
+
+/// A failure of the store, as a status.
+pub fn unavailable(error: impl std::fmt::Display) -> tonic::Status {
+    tracing::error!(%error, "store");
+    tonic::Status::unavailable(format!("the coordinator's store failed: {error}"))
 }
 
 /// Checks a node's evaluation.
@@ -171,41 +204,30 @@ fn assignment_of(
     node: &str,
     now_ms: u64,
 ) -> Option<poll_reply::Assignment> {
-    // Between minting and the next poll the board holds the newest version of the lineage: the one that is worked on.
-    let version = |v: &VersionRef| {
-        let is_it = |row: &&ModelRow| row.manifest.name == task.spec.model && row.manifest.digest == v.digest;
-        let row = board.serve.iter().map(|(row, _)| row).find(is_it);
-        row.map(model_version)
-    };
-    let base = version(&task.state.base)?;
-    match &task.state.phase {
-        Phase::Training { deadline_ms, work, .. } => {
-            let work = work.get(node)?;
-            matches!(work.status, WorkStatus::Assigned | WorkStatus::Lost).then(|| {
-                poll_reply::Assignment::Train(TrainAssignment {
-                    assignment_id: work.assignment.0.to_vec(),
-                    task_id: task_id.to_owned(),
-                    round: task.state.round,
-                    base: Some(base),
-                    plan: Some(training_plan(&task.spec.training)),
-                    deadline_ms: deadline_ms.saturating_sub(now_ms),
-                })
-            })
-        }
-        Phase::Evaluating { deadline_ms, checks, .. } => {
-            let (id, status) = checks.get(node)?;
-            matches!(status, CheckStatus::Assigned | CheckStatus::Lost).then(|| {
-                poll_reply::Assignment::Evaluate(EvaluateAssignment {
-                    assignment_id: id.0.to_vec(),
-                    task_id: task_id.to_owned(),
-                    round: task.state.round,
-                    version: Some(base),
-                    deadline_ms: deadline_ms.saturating_sub(now_ms),
-                })
-            })
-        }
-        Phase::Waiting { .. } | Phase::Aggregating { .. } | Phase::Ended { .. } => None,
+    let now = |deadline_ms: u64| deadline_ms.saturating_sub(now_ms);
+    if let Some((id, work)) = task.state.training_of(node) {
+        let deadline_ms = match (&task.state.phase, task.spec.strategy.client().asynchronous) {
+            (Phase::Training { deadline_ms, .. }, None) => *deadline_ms,
+            _ => work.issued_ms.saturating_add(task.spec.rounds.deadline_s.saturating_mul(1000)),
+        };
+        return Some(poll_reply::Assignment::Train(TrainAssignment {
+            assignment_id: id.0.to_vec(),
+            task_id: task_id.to_owned(),
+            round: task.state.round,
+            base: Some(model_version(board.row(work.base.digest)?)),
+            plan: Some(training_plan(&task.spec, &task.state)),
+            deadline_ms: now(deadline_ms),
+        }));
     }
+    let id = task.state.evaluation_of(node)?;
+    let Phase::Evaluating { deadline_ms, .. } = task.state.phase else { return None };
+    Some(poll_reply::Assignment::Evaluate(EvaluateAssignment {
+        assignment_id: id.0.to_vec(),
+        task_id: task_id.to_owned(),
+        round: task.state.round,
+        version: Some(model_version(board.row(task.state.base.digest)?)),
+        deadline_ms: now(deadline_ms),
+    }))
 }
 
 /// Changes when the reply says something new; the time left is no news.
@@ -228,10 +250,18 @@ fn fingerprint(reply: &PollReply) -> u64 {
 }
 
 /// A task's training plan as nodes get it.
-pub fn training_plan(plan: &TrainingPlan) -> wire::TrainingPlan {
+pub fn training_plan(spec: &TaskSpec, state: &TaskState) -> wire::TrainingPlan {
+    let (plan, client) = (&spec.training, spec.strategy.client());
     let loss = match plan.loss {
         Loss::CrossEntropy => wire::Loss::CrossEntropy,
     };
+    // Before the first round the server's control variate is all zeros, and there is no file.
+    let control = client.control_variates.then(|| match &state.server {
+        Some(server) => {
+            wire::ControlVariate { digest: server.digest.as_bytes().to_vec(), size_bytes: server.size_bytes }
+        }
+        None => wire::ControlVariate::default(),
+    });
     wire::TrainingPlan {
         epochs: plan.epochs,
         batch_size: plan.batch_size,
@@ -242,16 +272,21 @@ pub fn training_plan(plan: &TrainingPlan) -> wire::TrainingPlan {
             momentum: plan.momentum,
             weight_decay: plan.weight_decay,
         })),
-        proximal_mu: plan.proximal_mu,
+        proximal_mu: spec.training.proximal_mu,
+        coding: Some(wire_coding(&spec.updates.coding())),
+        accept_partial: client.accept_partial,
+        loss_base: client.loss_base,
+        control,
     }
 }
 
 /// A task as operators see it.
 pub fn task(row: &TaskRow, rounds: &[RoundRow], refused: std::collections::BTreeMap<String, u64>, now_ms: u64) -> Task {
-    let spec = super::task::TaskSpec::parse(&row.specification).ok();
+    let spec = TaskSpec::parse(&row.specification).ok();
     let state = match &row.state.phase {
         Phase::Ended { outcome: TaskOutcome::Finished } => "finished",
         Phase::Ended { outcome: TaskOutcome::Cancelled } => "cancelled",
+        _ if row.state.paused => "paused",
         _ => "running",
     };
     Task {
@@ -267,6 +302,12 @@ pub fn task(row: &TaskRow, rounds: &[RoundRow], refused: std::collections::BTree
         refused,
         created_ms: row.created_ms,
     }
+}
+
+/// What a running task waits for, in words; none: it does not run.
+pub fn status(board: &Board, id: &str, now_ms: u64) -> Option<String> {
+    let task = board.tasks.get(id)?;
+    Some(super::status::describe(&task.spec, &task.state, now_ms))
 }
 
 /// A finished round as operators see it.
@@ -305,12 +346,17 @@ pub fn round_summary(row: &RoundRow) -> RoundSummary {
 
 fn node_rounds(row: &RoundRow) -> Vec<NodeRound> {
     let record = &row.record;
-    let mut nodes: std::collections::BTreeMap<&str, NodeRound> = std::collections::BTreeMap::new();
-    for (node, work) in &record.work {
-        let mut entry = NodeRound { node: node.clone(), ..NodeRound::default() };
+    let newest = match &record.outcome {
+        RoundOutcome::Aggregated(version) => version.number,
+        RoundOutcome::Failed(_) => 0,
+    };
+    let mut rows = Vec::new();
+    for work in record.work.values() {
+        let mut entry = NodeRound { node: work.node.clone(), ..NodeRound::default() };
+        entry.staleness = newest.saturating_sub(work.base.number + 1);
         match &work.status {
             WorkStatus::Trained(update) => {
-                entry.outcome = "trained".into();
+                entry.outcome = if update.partial { "partial" } else { "trained" }.into();
                 entry.examples = update.examples;
                 entry.steps = update.steps;
                 entry.loss_first = update.loss_first;
@@ -324,16 +370,21 @@ fn node_rounds(row: &RoundRow) -> Vec<NodeRound> {
             WorkStatus::Lost => entry.outcome = "lost".into(),
             WorkStatus::Assigned => entry.outcome = "late".into(),
         }
-        nodes.insert(node, entry);
+        rows.push(entry);
     }
+    rows.sort_by(|a, b| a.node.cmp(&b.node));
     for (node, (_, status)) in &record.checks {
         if let CheckStatus::Done(evaluation) = status {
-            let entry = nodes.entry(node).or_insert_with(|| NodeRound { node: node.clone(), ..NodeRound::default() });
+            let index = rows.iter().position(|row| row.node == *node).unwrap_or_else(|| {
+                rows.push(NodeRound { node: node.clone(), ..NodeRound::default() });
+                rows.len() - 1
+            });
+            let Some(entry) = rows.get_mut(index) else { continue };
             entry.evaluated_examples = evaluation.examples;
             entry.correct_float = evaluation.correct_float;
             entry.correct_served = evaluation.correct_served;
             entry.precision.clone_from(&evaluation.precision);
         }
     }
-    nodes.into_values().collect()
+    rows
 }

@@ -1,23 +1,27 @@
 //! The one loop of the rounds: feeds `step`, persists what it decided, then acts on it, in that order.
-//! What to do is decided in `step`; what handlers and nodes say is translated in `convert`.
+//! What to do is decided in `step`; what nodes answer comes through `answers`, what operators want through `operations`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use fedge_models::{Digest, Package};
+use fedge_models::Digest;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::board::{Board, TaskView};
-use super::running::{self, Running, UploadTerms};
-use super::state::{AssignmentId, Evaluation, Phase, RoundOutcome, RoundRecord, TrainedUpdate};
-use super::step::{self, Admission, Effect, Event, View};
-use super::task::{TaskError, TaskSpec};
+use super::answers::Waiting;
+use super::board::{Board, News, TaskView, news};
+use super::fold::Payload;
+use super::mint::Minted;
+use super::running::Running;
+use super::state::{AssignmentId, Phase, RoundRecord, TaskState, TrainedUpdate, WorkStatus};
+use super::step::{self, Effect, Event, View};
+use super::task::TaskSpec;
 use crate::registry::nodes::NodeRegistry;
-use crate::store::models::ModelRow;
-use crate::store::tasks::{RoundRow, StepChange};
+use crate::store::spool::Spool;
+use crate::store::tasks::{Accepted, RoundRow, StepChange};
 use crate::store::{Store, StoreError, wall_clock_ms};
 
 /// How often time alone is looked at.
@@ -25,61 +29,29 @@ const TICK: Duration = Duration::from_millis(200);
 /// How often the clock is persisted without a step: at most so much of a deadline is lost by a restart.
 const SAVE_CLOCK_MS: u64 = 5_000;
 
-/// What the driver says to an upload.
-#[derive(Debug, Clone)]
-pub enum UploadAnswer {
-    /// Awaited, on these terms.
-    Open(UploadTerms),
-    /// Accepted before: the same receipt again.
-    Duplicate,
-    /// Another update was accepted for this assignment.
-    Conflict,
-    /// No running round waits for it.
-    Closed,
-    /// The assignment is another node's.
-    Foreign,
-}
-
-/// Why a task could not be created.
-#[derive(Debug, thiserror::Error)]
-pub enum CreateError {
-    /// The file.
-    #[error(transparent)]
-    Task(#[from] TaskError),
-    /// No such lineage.
-    #[error("no model named {0:?} is published: `fedge model list` shows what is, `fedge model publish` adds one")]
-    UnknownModel(String),
-    /// One running task a lineage.
-    #[error("task {task} is running on model {model:?}: wait for its end or cancel it")]
-    Busy {
-        /// The running task.
-        task: String,
-        /// The lineage.
-        model: String,
-    },
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
 /// The rounds of all tasks.
 #[derive(Debug)]
 pub struct Rounds {
-    store: Store,
+    pub(super) store: Store,
+    pub(super) spool: Spool,
     nodes: Arc<NodeRegistry>,
-    tasks: AsyncMutex<BTreeMap<String, Running>>,
+    pub(super) tasks: AsyncMutex<BTreeMap<String, Running>>,
+    pub(super) waiting: Mutex<Vec<Waiting>>,
     board: watch::Sender<Arc<Board>>,
-    downloaded: Mutex<BTreeMap<Digest, u64>>,
+    news: News,
+    /// Bytes of model files that went out since a lineage's last round ended.
+    downloaded: Mutex<BTreeMap<String, u64>>,
     clock_base_ms: u64,
     started: Instant,
 }
 
 impl Rounds {
-    /// Loads every task that has not ended, folds its accepted updates again, and waits for its nodes again.
+    /// Loads every task that has not ended, folds its accepted updates again, and waits for its nodes again. `spool_bytes`:
+    /// what updates that wait for their round's close may take of the disk.
     ///
     /// # Errors
     /// [`StoreError`] if the store can't be read; a task whose model or spool is damaged is named.
-    pub async fn load(store: Store, nodes: Arc<NodeRegistry>) -> Result<Arc<Rounds>, StoreError> {
+    pub async fn load(store: Store, nodes: Arc<NodeRegistry>, spool_bytes: u64) -> Result<Arc<Rounds>, StoreError> {
         let mut tasks = BTreeMap::new();
         for row in store.tasks().await? {
             if !matches!(row.state.phase, Phase::Ended { .. }) {
@@ -89,19 +61,28 @@ impl Rounds {
                 tasks.insert(id, running);
             }
         }
-        running::sweep_spool(&store.spool_folder(), tasks.values());
+        let states = || tasks.values().map(|t: &Running| &t.state);
+        let known: BTreeSet<[u8; 16]> = states().flat_map(TaskState::assignments).map(|id| id.0).collect();
+        let spool = Spool::open(store.spool_folder(), spool_bytes, &known);
+        sweep_server_states(&store, states());
+        for running in tasks.values_mut() {
+            running.fold_again(&store, &spool).await?;
+        }
         let clock_base_ms = store.elapsed_ms().await?;
         let rounds = Arc::new(Rounds {
             store,
+            spool,
             nodes,
             tasks: AsyncMutex::new(tasks),
+            waiting: Mutex::default(),
             board: watch::Sender::new(Arc::default()),
+            news: News::default(),
             downloaded: Mutex::default(),
             clock_base_ms,
             started: Instant::now(),
         });
         let tasks = rounds.tasks.lock().await;
-        rounds.refresh_board(&tasks).await?;
+        rounds.refresh_board(&tasks, true).await?;
         drop(tasks);
         Ok(rounds)
     }
@@ -120,7 +101,7 @@ impl Rounds {
                 }
                 let ids: Vec<String> = rounds.tasks.lock().await.keys().cloned().collect();
                 for id in ids {
-                    if let Err(error) = rounds.event(&id, Event::Tick, Attached::default()).await {
+                    if let Err(error) = rounds.event(&id, Event::Tick, None).await {
                         tracing::error!(task = %id, %error, "a step could not be persisted; it is tried again");
                     }
                 }
@@ -133,6 +114,16 @@ impl Rounds {
                 }
             }
         })
+    }
+
+    /// What wakes nodes that wait for instructions.
+    pub fn news(&self) -> &News {
+        &self.news
+    }
+
+    /// The spool of updates.
+    pub fn spool(&self) -> &Spool {
+        &self.spool
     }
 
     /// The board, and how to wait for its changes.
@@ -156,281 +147,250 @@ impl Rounds {
         self.clock_base_ms.saturating_add(since)
     }
 
-    /// Starts a task on the newest version of its lineage.
-    ///
-    /// # Errors
-    /// [`CreateError`] says what is wrong with the file, or which task is in the way.
-    pub async fn create_task(self: &Arc<Self>, specification: String) -> Result<String, CreateError> {
-        let rounds = self.clone();
-        uncancelled(async move { rounds.create_task_now(&specification).await }).await
+    /// Where the state of a running task's strategy lies that has this digest, and its lineage.
+    pub fn server_state_file(&self, digest: Digest) -> Option<(PathBuf, String)> {
+        let board = self.board.borrow();
+        let has_it = |state: &TaskState| state.server.as_ref().is_some_and(|server| server.digest == digest);
+        let task = board.tasks.values().find(|task| has_it(&task.state))?;
+        let path = self.store.server_state(&task.state.task_id, task.state.base.number);
+        Some((path, task.spec.model.clone()))
     }
 
-    async fn create_task_now(&self, specification: &str) -> Result<String, CreateError> {
-        let spec = TaskSpec::parse(specification)?;
-        let mut tasks = self.tasks.lock().await;
-        if let Some((task, _)) = tasks.iter().find(|(_, t)| t.spec.model == spec.model) {
-            return Err(CreateError::Busy { task: task.clone(), model: spec.model });
-        }
-        let Some(model) = self.store.model(&spec.model, 0).await? else {
-            return Err(CreateError::UnknownModel(spec.model));
-        };
-        let earlier = self.store.tasks().await?;
-        let mut number = earlier.len() + 1;
-        while earlier.iter().any(|t| t.state.task_id == format!("{}-{number}", spec.model)) {
-            number += 1;
-        }
-        let id = format!("{}-{number}", spec.model);
-        let running = Running::create(&self.store, spec, id.clone(), &model)?;
-        self.store.insert_task(specification, &running.spec.model, &running.state).await?;
-        tracing::info!(task = %id, model = %running.spec.model, "task created");
-        tasks.insert(id.clone(), running);
-        self.refresh_board(&tasks).await?;
-        Ok(id)
-    }
-
-    /// A model was published: tell the nodes.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn published(&self) -> Result<(), StoreError> {
-        let tasks = self.tasks.lock().await;
-        self.refresh_board(&tasks).await
-    }
-
-    /// Ends a running task. False: there is none of this id.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the end could not be persisted.
-    pub async fn cancel(self: &Arc<Self>, task_id: &str) -> Result<bool, StoreError> {
-        let (rounds, id) = (self.clone(), task_id.to_owned());
-        uncancelled(async move { rounds.event(&id, Event::Cancelled, Attached::default()).await }).await
-    }
-
-    /// Whether an upload of `node` for `assignment` is awaited, and on which terms.
-    pub async fn admission(&self, node: &str, assignment: AssignmentId, sha256: Option<[u8; 32]>) -> UploadAnswer {
-        let tasks = self.tasks.lock().await;
-        for running in tasks.values() {
-            let Some(owner) = running.owner(assignment) else { continue };
-            if owner != node {
-                return UploadAnswer::Foreign;
-            }
-            return match step::admit(&running.state, assignment, sha256) {
-                Admission::Open => UploadAnswer::Open(running.upload_terms()),
-                Admission::Duplicate => UploadAnswer::Duplicate,
-                Admission::Conflict => UploadAnswer::Conflict,
-                Admission::Closed => UploadAnswer::Closed,
-            };
-        }
-        UploadAnswer::Closed
-    }
-
-    /// Commits a verified update whose payload lies in its spool file; persisted when this returns.
-    ///
-    /// # Errors
-    /// [`StoreError`]: nothing was acknowledged, the node may send it again.
-    pub async fn commit(
-        self: &Arc<Self>,
-        node: &str,
-        assignment: AssignmentId,
-        update: TrainedUpdate,
-    ) -> Result<UploadAnswer, StoreError> {
-        let (rounds, node) = (self.clone(), node.to_owned());
-        uncancelled(async move { rounds.commit_now(&node, assignment, update).await }).await
-    }
-
-    async fn commit_now(
-        self: &Arc<Self>,
-        node: &str,
-        assignment: AssignmentId,
-        update: TrainedUpdate,
-    ) -> Result<UploadAnswer, StoreError> {
-        let mut tasks = self.tasks.lock().await;
-        let Some((id, running)) = tasks.iter_mut().find(|(_, t)| t.owner(assignment) == Some(node)) else {
-            return Ok(UploadAnswer::Closed);
-        };
-        let id = id.clone();
-        match step::admit(&running.state, assignment, Some(update.sha256)) {
-            Admission::Open => {}
-            Admission::Duplicate => return Ok(UploadAnswer::Duplicate),
-            Admission::Conflict => return Ok(UploadAnswer::Conflict),
-            Admission::Closed => return Ok(UploadAnswer::Closed),
-        }
-        let terms = running.upload_terms();
-        let attached = Attached { update: Some((assignment, node.to_owned(), update.clone())), minted: None };
-        self.apply(&mut tasks, &id, Event::UpdateCommitted(assignment, update), attached).await?;
-        Ok(UploadAnswer::Open(terms))
-    }
-
-    /// A node can't do an assignment.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn decline(
-        self: &Arc<Self>,
-        node: &str,
-        assignment: AssignmentId,
-        reason: String,
-    ) -> Result<bool, StoreError> {
-        self.answer(node, assignment, Event::Declined(assignment, reason)).await
-    }
-
-    /// A node's result on its held-out part.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn evaluated(
-        self: &Arc<Self>,
-        node: &str,
-        assignment: AssignmentId,
-        evaluation: Evaluation,
-    ) -> Result<bool, StoreError> {
-        self.answer(node, assignment, Event::Evaluated(assignment, evaluation)).await
-    }
-
-    /// Bytes of a model file went out to a node.
-    pub fn count_download(&self, digest: Digest, bytes: u64) {
+    /// Bytes of a model file of this lineage went out to a node.
+    pub fn count_download(&self, lineage: &str, bytes: u64) {
         let mut downloaded = self.downloaded.lock().unwrap_or_else(PoisonError::into_inner);
-        *downloaded.entry(digest).or_default() += bytes;
-    }
-
-    async fn answer(self: &Arc<Self>, node: &str, assignment: AssignmentId, event: Event) -> Result<bool, StoreError> {
-        let (rounds, node) = (self.clone(), node.to_owned());
-        uncancelled(async move {
-            let mut tasks = rounds.tasks.lock().await;
-            let id = tasks.iter().find(|(_, t)| t.owner(assignment) == Some(&node)).map(|(id, _)| id.clone());
-            match id {
-                Some(id) => rounds.apply(&mut tasks, &id, event, Attached::default()).await.map(|()| true),
-                None => Ok(false),
-            }
-        })
-        .await
-    }
-
-    async fn event(self: &Arc<Self>, task_id: &str, event: Event, attached: Attached) -> Result<bool, StoreError> {
-        let mut tasks = self.tasks.lock().await;
-        if !tasks.contains_key(task_id) {
-            return Ok(false);
+        match downloaded.get_mut(lineage) {
+            Some(count) => *count += bytes,
+            None => drop(downloaded.insert(lineage.to_owned(), bytes)),
         }
-        self.apply(&mut tasks, task_id, event, attached).await.map(|()| true)
     }
 
-    /// Decide, persist, act.
-    async fn apply(
+    /// Bytes that went out since this was asked last.
+    pub(super) fn take_downloaded(&self, lineage: &str) -> u64 {
+        let mut downloaded = self.downloaded.lock().unwrap_or_else(PoisonError::into_inner);
+        downloaded.remove(lineage).unwrap_or(0)
+    }
+
+    /// One event; false: there is no such running task.
+    pub(super) async fn event(
+        self: &Arc<Self>,
+        task_id: &str,
+        event: Event,
+        minted: Option<Minted>,
+    ) -> Result<bool, StoreError> {
+        let mut tasks = self.tasks.lock().await;
+        let Some(running) = tasks.get_mut(task_id) else { return Ok(false) };
+        if running.aggregation_is_missing() && minted.is_none() {
+            running.fold_again(&self.store, &self.spool).await?;
+            self.spawn_aggregation(running);
+        }
+        let mut decision = self.decision(running);
+        decision.event(&running.spec, &event);
+        decision.minted = minted;
+        self.apply(&mut tasks, task_id, decision).await.map(|()| true)
+    }
+
+    /// A decision that has decided nothing yet.
+    pub(super) fn decision(&self, running: &Running) -> Decision {
+        Decision {
+            next: running.state.clone(),
+            effects: Vec::new(),
+            now_ms: self.now_ms(),
+            available: self.nodes.available(&running.spec.model),
+            updates: Vec::new(),
+            payloads: Vec::new(),
+            minted: None,
+        }
+    }
+
+    /// Persists a decision, then acts on it.
+    pub(super) async fn apply(
         self: &Arc<Self>,
         tasks: &mut BTreeMap<String, Running>,
         task_id: &str,
-        event: Event,
-        attached: Attached,
+        decision: Decision,
     ) -> Result<(), StoreError> {
         let Some(running) = tasks.get_mut(task_id) else { return Ok(()) };
-        let available = self.nodes.available(&running.spec.model);
-        let view = View { now_ms: self.now_ms(), available: &available };
-        let (next, effects) = step::step(&running.spec, running.state.clone(), &event, view);
+        let Decision { next, effects, now_ms, updates, payloads, minted, .. } = decision;
         if next == running.state && effects.is_empty() {
-            if running.aggregation_is_missing() {
-                running.fold_again(&self.store.spool_folder());
-                self.spawn_aggregation(running);
-            }
             return Ok(());
         }
-        let round = effects.iter().find_map(|e| match e {
-            Effect::RecordRound(record) => Some(self.round_row(record)),
+        let records = effects.iter().filter_map(|effect| match effect {
+            Effect::RecordRound(record) => Some(self.round_row(&running.spec.model, record)),
             _ => None,
         });
+        let rounds: Vec<RoundRow> = records.collect();
+        fail::fail_point!("step_before_save");
         self.store
             .save_step(&StepChange {
                 state: &next,
-                elapsed_ms: view.now_ms,
-                update: attached.update.as_ref().map(|(id, node, update)| (*id, node.as_str(), update)),
-                minted: attached.minted.as_ref().map(|(row, _)| row),
-                round: round.as_ref(),
+                elapsed_ms: now_ms,
+                updates: &updates,
+                minted: minted.as_ref().map(|minted| &minted.row),
+                rounds: &rounds,
             })
             .await?;
-        let work_before = running.work();
-        running.enter(next, attached.minted.map(|(_, package)| package));
-        if let Some((assignment, _, update)) = &attached.update {
-            running.fold(&self.store.spool_folder(), *assignment, update);
+        fail::fail_point!("step_saved");
+        let before = running.state.clone();
+        let new_version = minted.is_some();
+        if running.enter(next, minted.map(|minted| minted.base)) {
+            // An asynchronous round begins with what came while the version before was made.
+            running.fold_again(&self.store, &self.spool).await?;
+        } else {
+            for (assignment, payload) in payloads {
+                running.fold(assignment, payload, false);
+            }
         }
-        let ended = self.act(running, &effects);
-        if ended {
-            running::remove_spools(&self.store.spool_folder(), &work_before);
+        self.act(running, &before, &effects);
+        if matches!(running.state.phase, Phase::Ended { .. }) {
             tasks.remove(task_id);
         }
-        self.refresh_board(tasks).await
+        self.refresh_board(tasks, new_version).await
     }
 
-    /// Acts on persisted decisions; true when the task is over.
-    fn act(self: &Arc<Self>, running: &mut Running, effects: &[Effect]) -> bool {
-        let mut ended = false;
+    /// Acts on persisted decisions.
+    fn act(self: &Arc<Self>, running: &mut Running, before: &TaskState, effects: &[Effect]) {
         for effect in effects {
             match effect {
                 Effect::Aggregate { .. } => self.spawn_aggregation(running),
                 Effect::RecordRound(record) => {
-                    tracing::info!(task = %running.state.task_id, round = record.round, outcome = %record.outcome, "round ended");
-                    running::remove_spools(&self.store.spool_folder(), &record.work);
+                    let task = &running.state.task_id;
+                    tracing::info!(%task, round = record.round, outcome = %record.outcome, "round ended");
                 }
                 Effect::Ended(outcome) => {
                     tracing::info!(task = %running.state.task_id, ?outcome, "task ended");
-                    ended = true;
                 }
             }
         }
-        ended
+        // What no assignment of the task refers to any more may go.
+        let kept: BTreeSet<AssignmentId> = running.state.assignments().collect();
+        before.assignments().filter(|id| !kept.contains(id)).for_each(|id| self.spool.remove(&id.0));
+        let old = before.server.as_ref().filter(|old| running.state.server.as_ref() != Some(old));
+        if old.is_some() {
+            remove_file(&self.store.server_state(&before.task_id, before.base.number));
+        }
     }
 
     fn spawn_aggregation(self: &Arc<Self>, running: &mut Running) {
+        let round = running.state.round;
         let Some(job) = running.aggregation_job(self.store.clone()) else { return };
         let (rounds, task_id) = (self.clone(), running.state.task_id.clone());
         tokio::spawn(async move {
             let (event, minted) = match job.await {
-                Ok((version, row, package)) => (Event::Aggregated(version), Some((row, package))),
-                Err(error) => (Event::AggregationFailed(error.to_string()), None),
+                Ok(minted) => (Event::Aggregated(minted.version.clone(), minted.server.clone()), Some(minted)),
+                Err(error) => {
+                    tracing::error!(task = %task_id, round, %error, "no version could be made");
+                    (Event::AggregationFailed(error.to_string()), None)
+                }
             };
-            let attached = Attached { update: None, minted };
-            if let Err(error) = rounds.event(&task_id, event, attached).await {
+            if let Err(error) = rounds.event(&task_id, event, minted).await {
                 tracing::error!(task = %task_id, %error, "a new version could not be recorded; it is made again");
-            }
-            let mut tasks = rounds.tasks.lock().await;
-            if let Some(running) = tasks.get_mut(&task_id) {
-                running.aggregation_ended();
+                if let Some(running) = rounds.tasks.lock().await.get_mut(&task_id) {
+                    running.aggregation_broke_off(round);
+                }
             }
         });
     }
 
-    fn round_row(&self, record: &RoundRecord) -> RoundRow {
-        let bytes_down = match &record.outcome {
-            RoundOutcome::Aggregated(version) => {
-                let downloaded = self.downloaded.lock().unwrap_or_else(PoisonError::into_inner);
-                downloaded.get(&version.digest).copied().unwrap_or(0)
-            }
-            RoundOutcome::Failed(_) => 0,
-        };
-        let bytes_up = running::trained(&record.work).map(|(_, update)| update.bytes).sum();
+    fn round_row(&self, model: &str, record: &RoundRecord) -> RoundRow {
+        let bytes_down = self.take_downloaded(model);
+        let updates = record.work.values().filter_map(|work| match &work.status {
+            WorkStatus::Trained(update) => Some(update.bytes),
+            _ => None,
+        });
+        let bytes_up = updates.sum();
         RoundRow { record: record.clone(), bytes_up, bytes_down, ended_ms: wall_clock_ms() }
     }
 
-    async fn refresh_board(&self, tasks: &BTreeMap<String, Running>) -> Result<(), StoreError> {
-        let newest = self.store.newest_models().await?;
-        let tasks = tasks
+    /// Puts up a new board; `newest`: the versions have changed too.
+    pub(super) async fn refresh_board(
+        &self,
+        tasks: &BTreeMap<String, Running>,
+        newest: bool,
+    ) -> Result<(), StoreError> {
+        let old = self.board.borrow().clone();
+        let newest = match newest {
+            true => self.store.newest_models().await?,
+            false => old.serve.iter().map(|(row, _)| row.clone()).collect(),
+        };
+        let tasks: BTreeMap<String, TaskView> = tasks
             .iter()
             .map(|(id, t)| (id.clone(), TaskView { spec: t.spec.clone(), state: t.state.clone() }))
             .collect();
-        let counter = self.board.borrow().counter + 1;
-        self.board.send_replace(Arc::new(Board::new(counter, newest, tasks)));
+        let mut new = Board::new(newest, tasks);
+        for digest in new.missing_bases() {
+            let known = old.row(digest).cloned();
+            let row = match known {
+                Some(row) => Some(row),
+                None => self.store.model_by_digest(digest).await?,
+            };
+            new.bases.extend(row.map(|row| (digest, row)));
+        }
+        let new = Arc::new(new);
+        self.board.send_replace(new.clone());
+        self.news.tell(&news(&old, &new));
         Ok(())
     }
 }
 
-/// What an event brings along for the store.
-#[derive(Debug, Default)]
-struct Attached {
-    update: Option<(AssignmentId, String, TrainedUpdate)>,
-    minted: Option<(ModelRow, Package)>,
+/// What was decided and is not persisted yet.
+#[derive(Debug)]
+pub(super) struct Decision {
+    /// The state after it.
+    pub(super) next: TaskState,
+    effects: Vec<Effect>,
+    now_ms: u64,
+    available: BTreeSet<String>,
+    updates: Vec<Accepted>,
+    payloads: Vec<(AssignmentId, Payload)>,
+    minted: Option<Minted>,
+}
+
+impl Decision {
+    /// Decides what comes of one more event, at the same moment as those before it.
+    pub(super) fn event(&mut self, spec: &TaskSpec, event: &Event) {
+        let view = View { now_ms: self.now_ms, available: &self.available };
+        let (next, effects) = step::step(spec, self.next.clone(), event, view);
+        self.next = next;
+        self.effects.extend(effects);
+    }
+
+    /// An admitted update comes along.
+    pub(super) fn accept(&mut self, node: String, assignment: AssignmentId, update: &TrainedUpdate, payload: Payload) {
+        let row = match &payload {
+            Payload::Row(bytes) => Some(bytes.clone()),
+            Payload::File(_) => None,
+        };
+        self.updates.push(Accepted { assignment, node, update: update.clone(), payload: row });
+        self.payloads.push((assignment, payload));
+    }
+}
+
+/// Removes what strategies kept beside versions that are not the newest any more.
+fn sweep_server_states<'a>(store: &Store, states: impl Iterator<Item = &'a TaskState>) {
+    let known: BTreeSet<PathBuf> = states
+        .filter(|state| state.server.is_some())
+        .map(|state| store.server_state(&state.task_id, state.base.number))
+        .collect();
+    let folder = store.server_state("", 0).parent().map(std::path::Path::to_owned);
+    for entry in folder.into_iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten() {
+        if !known.contains(&entry.path()) {
+            remove_file(&entry.path());
+        }
+    }
+}
+
+fn remove_file(path: &std::path::Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "a file that is not needed any more could not be removed");
+    }
 }
 
 /// Runs a step to its end even when the caller goes away: a handler is dropped with its connection, and what was persisted
 /// must be entered as well.
-async fn uncancelled<T, E>(work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, E>
+pub(super) async fn uncancelled<T, E>(work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, E>
 where
     T: Send + 'static,
     E: From<StoreError> + Send + 'static,

@@ -62,6 +62,18 @@ pub struct VersionRef {
     pub digest: Digest,
 }
 
+/// The arrays that the strategy keeps between rounds (momentum, control variate), one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerState {
+    /// SHA-256 of the file.
+    pub digest: Digest,
+    /// Its size.
+    pub size_bytes: u64,
+}
+
+/// A cohort's assignments of one round.
+pub type Assignments = BTreeMap<AssignmentId, Work>;
+
 /// Everything that a restart needs to go on with a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskState {
@@ -71,19 +83,76 @@ pub struct TaskState {
     pub task_id: String,
     /// The newest global model.
     pub base: VersionRef,
-    /// The round that runs or ran last; 0 before the first.
+    /// What the strategy keeps beside it; none before the first round.
+    pub server: Option<ServerState>,
+    /// The round that runs or ran last; 0 before the first. Of an asynchronous task: the buffer.
     pub round: u64,
+    /// Assignments that an asynchronous task has given out so far: each gets a number of its own.
+    pub issued: u64,
+    /// Assignments of an asynchronous task that go on while a version is made and evaluated.
+    pub outstanding: Assignments,
+    /// The operator wants no new round.
+    pub paused: bool,
     /// Where the task is.
     pub phase: Phase,
 }
 
-/// Version of [`TaskState`]'s format.
-pub const STATE_SCHEMA: u32 = 1;
+/// Version of the format of [`TaskState`] and [`RoundRecord`].
+pub const STATE_SCHEMA: u32 = 2;
 
 impl TaskState {
     /// A task before its first round.
     pub fn new(task_id: String, base: VersionRef) -> TaskState {
-        TaskState { schema: STATE_SCHEMA, task_id, base, round: 0, phase: Phase::Waiting { not_before_ms: 0 } }
+        TaskState {
+            schema: STATE_SCHEMA,
+            task_id,
+            base,
+            server: None,
+            round: 0,
+            issued: 0,
+            outstanding: BTreeMap::new(),
+            paused: false,
+            phase: Phase::Waiting { not_before_ms: 0 },
+        }
+    }
+
+    /// The training assignments of the round that is under way, those that go on beside it not included.
+    pub fn cohort(&self) -> Option<&Assignments> {
+        match &self.phase {
+            Phase::Training { work, .. } | Phase::Aggregating { work, .. } => Some(work),
+            Phase::Evaluating { trained, .. } => Some(trained),
+            Phase::Waiting { .. } | Phase::Ended { .. } => None,
+        }
+    }
+
+    /// Every training assignment that may still matter.
+    pub fn assignments(&self) -> impl Iterator<Item = AssignmentId> {
+        self.cohort().into_iter().flatten().chain(&self.outstanding).map(|(id, _)| *id)
+    }
+
+    /// A training assignment of the round that is under way, or one that goes on beside it.
+    pub fn work(&self, id: AssignmentId) -> Option<&Work> {
+        self.cohort().and_then(|work| work.get(&id)).or_else(|| self.outstanding.get(&id))
+    }
+
+    /// What a node should train now.
+    pub fn training_of(&self, node: &str) -> Option<(AssignmentId, &Work)> {
+        let cohort = matches!(self.phase, Phase::Training { .. }).then(|| self.cohort()).flatten();
+        let all = cohort.into_iter().flatten().chain(&self.outstanding);
+        all.map(|(id, work)| (*id, work)).find(|(_, work)| work.node == node && work.status.is_open())
+    }
+
+    /// The node whose evaluation this is.
+    pub fn evaluator(&self, id: AssignmentId) -> Option<&str> {
+        let Phase::Evaluating { checks, .. } = &self.phase else { return None };
+        checks.iter().find(|(_, (check, _))| *check == id).map(|(node, _)| node.as_str())
+    }
+
+    /// What a node should evaluate now.
+    pub fn evaluation_of(&self, node: &str) -> Option<AssignmentId> {
+        let Phase::Evaluating { checks, .. } = &self.phase else { return None };
+        let (id, status) = checks.get(node)?;
+        matches!(status, CheckStatus::Assigned | CheckStatus::Lost).then_some(*id)
     }
 }
 
@@ -100,17 +169,21 @@ pub enum Phase {
     Training {
         /// When the cohort was selected.
         started_ms: u64,
-        /// When the round closes with what it has.
+        /// When the round closes with what it has. An asynchronous one doesn't: each assignment has a deadline there.
         deadline_ms: u64,
+        /// Nodes that were available when the cohort was selected.
+        population: usize,
         /// The cohort.
-        work: BTreeMap<String, Work>,
+        work: Assignments,
     },
     /// The updates are in; the next version is being made.
     Aggregating {
         /// When the cohort was selected.
         started_ms: u64,
+        /// Nodes that were available when the cohort was selected.
+        population: usize,
         /// The cohort.
-        work: BTreeMap<String, Work>,
+        work: Assignments,
     },
     /// Nodes evaluate the new version on their held-out parts.
     Evaluating {
@@ -119,7 +192,7 @@ pub enum Phase {
         /// When evaluation closes with what it has.
         deadline_ms: u64,
         /// The cohort's work, for the record.
-        trained: BTreeMap<String, Work>,
+        trained: Assignments,
         /// Who evaluates.
         checks: BTreeMap<String, (AssignmentId, CheckStatus)>,
     },
@@ -152,11 +225,15 @@ pub enum TaskOutcome {
     Cancelled,
 }
 
-/// One node's training assignment of a round.
+/// One node's training assignment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Work {
-    /// Its id.
-    pub assignment: AssignmentId,
+    /// Whose it is.
+    pub node: String,
+    /// The version to train.
+    pub base: VersionRef,
+    /// When it was given out.
+    pub issued_ms: u64,
     /// How far it is.
     pub status: WorkStatus,
 }
@@ -173,6 +250,13 @@ pub enum WorkStatus {
     Declined(String),
     /// Its update is committed.
     Trained(TrainedUpdate),
+}
+
+impl WorkStatus {
+    /// An update may still come.
+    pub fn is_open(&self) -> bool {
+        matches!(self, WorkStatus::Assigned | WorkStatus::Lost)
+    }
 }
 
 /// A committed update, without its payload.
@@ -192,6 +276,13 @@ pub struct TrainedUpdate {
     pub loss_last: f32,
     /// Wall time of the training on the node.
     pub duration_ms: u64,
+    /// Mean loss of the base version on the node's training samples, where the strategy asks for it.
+    pub loss_base: Option<f32>,
+    /// Training stopped at the deadline, before its last epoch ended.
+    pub partial: bool,
+    /// Squared L2 norm of the trainable values.
+    #[serde(with = "exact")]
+    pub squared_norm: f64,
 }
 
 /// How far a node's evaluation is.
@@ -226,6 +317,8 @@ pub struct Evaluation {
 /// What a finished round leaves behind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RoundRecord {
+    /// Version of this format, [`STATE_SCHEMA`].
+    pub schema: u32,
     /// The round.
     pub round: u64,
     /// What came of it.
@@ -233,7 +326,7 @@ pub struct RoundRecord {
     /// From selection to the end of evaluation.
     pub duration_ms: u64,
     /// The cohort's work.
-    pub work: BTreeMap<String, Work>,
+    pub work: Assignments,
     /// The nodes' evaluations.
     pub checks: BTreeMap<String, (AssignmentId, CheckStatus)>,
 }
@@ -253,6 +346,30 @@ impl fmt::Display for RoundOutcome {
         match self {
             RoundOutcome::Aggregated(version) => write!(f, "version {}", version.number),
             RoundOutcome::Failed(reason) => write!(f, "failed: {reason}"),
+        }
+    }
+}
+
+/// A number that a restart has to find bit for bit, as text: `serde_json` may read a JSON number's last bit wrongly, and a
+/// version would depend on whether the coordinator was restarted.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Text(String),
+        Number(f64),
+    }
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        match Stored::deserialize(from)? {
+            Stored::Text(text) => text.parse().map_err(D::Error::custom),
+            Stored::Number(value) => Ok(value),
         }
     }
 }

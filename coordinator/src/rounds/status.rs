@@ -13,6 +13,9 @@ const NAMES: usize = 5;
 pub fn describe(spec: &TaskSpec, state: &TaskState, now_ms: u64) -> String {
     let round = format!("round {} of {}", state.round, spec.rounds.count);
     match &state.phase {
+        _ if state.paused && matches!(state.phase, Phase::Waiting { .. }) => {
+            format!("paused after {round}: `fedge task resume {}` goes on", state.task_id)
+        }
         Phase::Waiting { .. } => format!(
             "round {} of {} waits for nodes with training samples for {:?}: it takes {}",
             state.round + 1,
@@ -21,13 +24,25 @@ pub fn describe(spec: &TaskSpec, state: &TaskState, now_ms: u64) -> String {
             spec.rounds.min_nodes
         ),
         Phase::Training { deadline_ms, work, .. } => {
-            let waiting = pending(work, |w| matches!(w.status, WorkStatus::Assigned));
-            let lost = pending(work, |w| matches!(w.status, WorkStatus::Lost));
-            let arrived = work.values().filter(|w| matches!(w.status, WorkStatus::Trained(_))).count();
-            let mut text = format!("{round}: {arrived} of {} updates arrived", work.len());
-            text.push_str(&listed("; waits for", &waiting));
-            text.push_str(&listed("; lost:", &lost));
-            text.push_str(&left(*deadline_ms, now_ms));
+            let nodes = |filter: fn(&WorkStatus) -> bool| {
+                let mut nodes: Vec<&str> =
+                    work.values().filter(|w| filter(&w.status)).map(|w| w.node.as_str()).collect();
+                nodes.sort_unstable();
+                nodes
+            };
+            let arrived = nodes(|s| matches!(s, WorkStatus::Trained(_))).len();
+            let buffer = spec.strategy.client().asynchronous;
+            let wanted = match (buffer, spec.rounds.cohort) {
+                (Some(buffer), _) => buffer.size,
+                (None, 0) => work.len(),
+                (None, cohort) => cohort.min(work.len()),
+            };
+            let mut text = format!("{round}: {arrived} of {wanted} updates arrived");
+            text.push_str(&listed("; waits for", &nodes(|s| matches!(s, WorkStatus::Assigned))));
+            text.push_str(&listed("; lost:", &nodes(|s| matches!(s, WorkStatus::Lost))));
+            if buffer.is_none() {
+                text.push_str(&left(*deadline_ms, now_ms));
+            }
             text
         }
         Phase::Aggregating { .. } => format!("{round}: aggregating"),

@@ -3,8 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::aggregate::Strategy;
+use fedge_proto::update::{Coding, Encoding};
+
 use crate::aggregate::fixed_point::MAX_COHORT;
+use crate::aggregate::strategies::StrategySpec;
 
 /// A task file, TOML. Unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,10 +16,13 @@ pub struct TaskSpec {
     pub model: String,
     /// How updates become the next global model.
     #[serde(default)]
-    pub strategy: Strategy,
+    pub strategy: StrategySpec,
     /// Round plan.
     #[serde(default)]
     pub rounds: RoundPlan,
+    /// How updates travel.
+    #[serde(default)]
+    pub updates: UpdatePlan,
     /// Training plan of every node.
     #[serde(default)]
     pub training: TrainingPlan,
@@ -34,10 +39,14 @@ pub struct RoundPlan {
     pub count: u64,
     /// Fewest updates that make a round, 1..=4096.
     pub min_nodes: usize,
-    /// Nodes selected for a round, 0 (all that are available) ..=4096.
+    /// Nodes that a round wants updates of, 0 (all that are available) ..=4096. Asynchronous: nodes that train at once.
     pub cohort: usize,
+    /// Share of the cohort that is selected on top, 0..=4; the round closes with the first `cohort` updates.
+    pub over_selection: f64,
     /// Seconds from selection to the round's close, 1..=604800.
     pub deadline_s: u64,
+    /// Federated evaluation after every so many rounds, and after the last; 0: never.
+    pub evaluate_every: u64,
     /// Seconds for federated evaluation after aggregation, 1..=604800.
     pub evaluation_deadline_s: u64,
     /// Seed of the selection.
@@ -46,8 +55,71 @@ pub struct RoundPlan {
 
 impl Default for RoundPlan {
     fn default() -> Self {
-        RoundPlan { count: 10, min_nodes: 2, cohort: 0, deadline_s: 600, evaluation_deadline_s: 120, seed: 0 }
+        RoundPlan {
+            count: 10,
+            min_nodes: 2,
+            cohort: 0,
+            over_selection: 0.0,
+            deadline_s: 600,
+            evaluate_every: 1,
+            evaluation_deadline_s: 120,
+            seed: 0,
+        }
     }
+}
+
+impl RoundPlan {
+    /// Nodes to select when the round wants updates of `cohort`.
+    pub fn selected(&self) -> usize {
+        self.cohort.saturating_add((self.cohort as f64 * self.over_selection).ceil() as usize).min(MAX_COHORT)
+    }
+}
+
+/// How updates travel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdatePlan {
+    /// How values are written.
+    pub encoding: UpdateEncoding,
+    /// Share of the values that `top_k` keeps, above 0, at most 1.
+    pub top_k: f32,
+    /// Compress with zstd on top.
+    pub zstd: bool,
+    /// Largest L2 norm of an update's trainable values; a larger update is refused. 0: any.
+    pub max_norm: f64,
+}
+
+impl Default for UpdatePlan {
+    fn default() -> Self {
+        UpdatePlan { encoding: UpdateEncoding::F32, top_k: 0.01, zstd: false, max_norm: 0.0 }
+    }
+}
+
+impl UpdatePlan {
+    /// As the wire's room knows it.
+    pub fn coding(&self) -> Coding {
+        let encoding = match self.encoding {
+            UpdateEncoding::F32 => Encoding::F32,
+            UpdateEncoding::F16 => Encoding::F16,
+            UpdateEncoding::Int8 => Encoding::Int8,
+            UpdateEncoding::TopK => Encoding::TopK,
+        };
+        Coding { encoding, top_k: self.top_k, zstd: self.zstd }
+    }
+}
+
+/// Encodings of an update's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateEncoding {
+    /// As they are.
+    F32,
+    /// IEEE 754 binary16; what is lost is kept on the node and added to its next update.
+    F16,
+    /// Stochastically rounded to 8 bits with a scale a block; what is lost is kept on the node.
+    Int8,
+    /// The largest values alone; the rest is kept on the node.
+    TopK,
 }
 
 /// Local training on each node.
@@ -133,8 +205,11 @@ impl TaskSpec {
     /// # Errors
     /// [`TaskError`] names the key, its value and the allowed range.
     pub fn parse(text: &str) -> Result<TaskSpec, TaskError> {
-        let spec: TaskSpec = toml::from_str(text).map_err(|e| TaskError::Syntax(e.to_string()))?;
+        let mut spec: TaskSpec = toml::from_str(text).map_err(|e| TaskError::Syntax(e.to_string()))?;
         spec.check()?;
+        if let Some(mu) = spec.strategy.client().proximal_mu {
+            spec.training.proximal_mu = mu;
+        }
         Ok(spec)
     }
 
@@ -149,6 +224,13 @@ impl TaskSpec {
             r.cohort == 0 || r.cohort >= r.min_nodes,
             "at least rounds.min_nodes, or 0 for all",
         )?;
+        require("rounds.over_selection", r.over_selection, (0.0..=4.0).contains(&r.over_selection), "0 to 4")?;
+        require(
+            "rounds.over_selection",
+            r.over_selection,
+            r.over_selection == 0.0 || r.cohort > 0,
+            "0, unless rounds.cohort says how many updates a round wants",
+        )?;
         require("rounds.deadline_s", r.deadline_s, (1..=604_800).contains(&r.deadline_s), "1 to 604800 seconds")?;
         require(
             "rounds.evaluation_deadline_s",
@@ -156,6 +238,9 @@ impl TaskSpec {
             (1..=604_800).contains(&r.evaluation_deadline_s),
             "1 to 604800 seconds",
         )?;
+        let u = &self.updates;
+        require("updates.top_k", u.top_k, u.top_k > 0.0 && u.top_k <= 1.0, "above 0, at most 1")?;
+        require("updates.max_norm", u.max_norm, u.max_norm >= 0.0 && u.max_norm.is_finite(), "0 (any norm) or more")?;
         require("training.epochs", t.epochs, (1..=1000).contains(&t.epochs), "1 to 1000")?;
         require("training.batch_size", t.batch_size, (1..=65_536).contains(&t.batch_size), "1 to 65536")?;
         require(
@@ -167,8 +252,28 @@ impl TaskSpec {
         require("training.momentum", t.momentum, (0.0..1.0).contains(&t.momentum), "0 or more, below 1")?;
         require("training.weight_decay", t.weight_decay, (0.0..=1.0).contains(&t.weight_decay), "0 to 1")?;
         require("training.proximal_mu", t.proximal_mu, (0.0..=1000.0).contains(&t.proximal_mu), "0 to 1000")?;
+        self.check_strategy()?;
         let tolerance = self.serving.int8_tolerance;
         require("serving.int8_tolerance", tolerance, (0.0..=1.0).contains(&tolerance), "0 to 1")
+    }
+
+    /// What the strategy asks of the rest of the file.
+    fn check_strategy(&self) -> Result<(), TaskError> {
+        let client = self.strategy.client();
+        let (r, t) = (&self.rounds, &self.training);
+        let mu_is_free = t.proximal_mu == 0.0 || (client.proximal_mu.is_none() && !client.plain_sgd);
+        require("training.proximal_mu", t.proximal_mu, mu_is_free, "0 with this strategy")?;
+        require("training.momentum", t.momentum, t.momentum == 0.0 || !client.plain_sgd, "0 with this strategy")?;
+        if client.control_variates {
+            let exact = "f32 with this strategy: control variates follow from what was really trained";
+            let encoding = self.updates.coding().encoding;
+            require("updates.encoding", encoding, encoding == Encoding::F32, exact)?;
+        }
+        if client.asynchronous.is_some() {
+            let none = "0 with this strategy: it has no rounds to close early";
+            require("rounds.over_selection", r.over_selection, r.over_selection == 0.0, none)?;
+        }
+        Ok(())
     }
 }
 
@@ -189,7 +294,7 @@ mod tests {
     #[test]
     fn the_smallest_task_file_names_its_model_and_takes_the_defaults() {
         let spec = TaskSpec::parse("model = \"digits\"").unwrap();
-        assert_eq!(spec.strategy, Strategy::FedAvg);
+        assert_eq!(spec.strategy.name(), "fedavg");
         assert_eq!(spec.rounds.count, 10);
     }
 
@@ -206,6 +311,10 @@ mod tests {
             ("[rounds]\nmin_nodes = 5000", "rounds.min_nodes"),
             ("[rounds]\ncohort = 1\nmin_nodes = 2", "rounds.cohort"),
             ("[rounds]\ndeadline_s = 0", "rounds.deadline_s"),
+            ("[rounds]\nover_selection = -0.1", "rounds.over_selection"),
+            ("[rounds]\nover_selection = 0.5", "rounds.over_selection"),
+            ("[updates]\ntop_k = 0.0", "updates.top_k"),
+            ("[updates]\nmax_norm = nan", "updates.max_norm"),
             ("[training]\nepochs = 0", "training.epochs"),
             ("[training]\nbatch_size = 0", "training.batch_size"),
             ("[training]\nlearning_rate = nan", "training.learning_rate"),
@@ -217,5 +326,19 @@ mod tests {
             let error = TaskSpec::parse(&format!("model = \"m\"\n{line}\n")).unwrap_err();
             assert!(error.to_string().starts_with(key), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn the_strategy_is_a_name_or_a_table_and_its_mu_is_the_training_plans() {
+        let parse = |text: &str| TaskSpec::parse(&format!("model = \"m\"\n{text}\n"));
+        assert_eq!(parse("strategy = \"fednova\"").unwrap().strategy.name(), "fednova");
+        let spec = parse("[strategy]\nname = \"fedprox\"\nmu = 0.5").unwrap();
+        assert_eq!(spec.training.proximal_mu, 0.5);
+        let error = parse("strategy = \"fedprox\"\n[training]\nproximal_mu = 0.1").unwrap_err();
+        assert!(error.to_string().starts_with("training.proximal_mu"), "{error}");
+        let error = parse("[strategy]\nname = \"fedprox\"\nmu = -1.0").unwrap_err();
+        assert!(error.to_string().contains("strategy.mu"), "{error}");
+        let error = parse("strategy = \"scaffold\"").unwrap_err();
+        assert!(error.to_string().starts_with("training.momentum"), "{error}");
     }
 }

@@ -1,138 +1,40 @@
-//! One upload: begin, chunks to a spool file, verification, commit. Memory: a chunk, then one update while it is checked.
-//! Whether an update counts is decided in `step`; its arithmetic is in `aggregate`.
+//! One upload: begin, chunks into memory (a small update) or a spool file, verification, commit. A broken one goes on where
+//! it stopped. Memory: some chunks. Whether an update counts is decided in `step`; its arithmetic is in `aggregate`.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use fedge_models::Digest;
 use fedge_proto::federation::{UploadReceipt, UploadRequest, upload_request::Part};
-use fedge_proto::transfer::{Receiver, TransferError};
-use tokio::io::AsyncWriteExt;
+use fedge_proto::update::max_payload_bytes;
+use tokio::sync::Semaphore;
 use tonic::{Status, Streaming};
 
+use super::answers::Answer;
 use super::convert::{self, Begin};
-use super::driver::{Rounds, UploadAnswer};
-use super::running::{UploadTerms, read_delta, spool_path};
+use super::driver::Rounds;
+use super::fold::{self, Payload};
+use super::receive::{self, Received};
+use super::refusal::UploadError;
+use super::running::{UploadTerms, facts_of};
 use super::state::{AssignmentId, TrainedUpdate};
-use crate::aggregate::fixed_point::{Accumulator, AggregationError};
+use crate::store::spool::{Entry, ROW_BYTES};
 
-/// Longest silence within an upload.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Why an update was refused. The round goes on.
-#[derive(Debug, thiserror::Error)]
-pub enum UploadError {
-    /// Not begin, chunks, commit.
-    #[error("{0}")]
-    Protocol(String),
-    /// No running round waits for it.
-    #[error("no running round waits for assignment {0}: its round is over or it never was")]
-    Closed(String),
-    /// Another node's assignment.
-    #[error("assignment {0} was given to another node")]
-    Foreign(String),
-    /// Another update was accepted.
-    #[error("another update was already accepted for assignment {0}")]
-    Conflict(String),
-    /// Stale base.
-    #[error("the update was trained on version {got}, the assignment is for {expected}")]
-    Base {
-        /// What was trained.
-        got: Digest,
-        /// What was assigned.
-        expected: Digest,
-    },
-    /// Another layout.
-    #[error("the update has parameter layout {got}, the model has {expected}")]
-    Layout {
-        /// The update's.
-        got: Digest,
-        /// The model's.
-        expected: Digest,
-    },
-    /// Wrong size.
-    #[error("the update has {got} bytes, {parameters} parameters need {expected}")]
-    Size {
-        /// Announced.
-        got: u64,
-        /// Exchanged parameters.
-        parameters: usize,
-        /// Needed.
-        expected: u64,
-    },
-    /// Chunks.
-    #[error(transparent)]
-    Transfer(#[from] TransferError),
-    /// Values.
-    #[error(transparent)]
-    Values(#[from] AggregationError),
-    /// A second upload of the same node at the same time.
-    #[error("node {0} already has an upload in flight: one at a time")]
-    Busy(String),
-    /// This side's disk.
-    #[error("the coordinator could not keep the update: {0}; it is not acknowledged, send it again later")]
-    Disk(String),
-}
-
-impl UploadError {
-    /// Short name under which refusals are counted.
-    pub fn slug(&self) -> &'static str {
-        match self {
-            UploadError::Protocol(_) => "protocol",
-            UploadError::Closed(_) => "closed",
-            UploadError::Foreign(_) => "foreign_assignment",
-            UploadError::Conflict(_) => "conflict",
-            UploadError::Base { .. } => "base_version",
-            UploadError::Layout { .. } => "layout",
-            UploadError::Size { .. } => "size",
-            UploadError::Transfer(TransferError::Digest { .. }) => "digest",
-            UploadError::Transfer(_) => "chunks",
-            UploadError::Values(AggregationError::NotFinite { .. }) => "not_finite",
-            UploadError::Values(AggregationError::OutOfRange { .. }) => "out_of_range",
-            UploadError::Values(_) => "values",
-            UploadError::Busy(_) => "busy",
-            UploadError::Disk(_) => "disk",
-        }
-    }
-
-    /// Whether the same node would send the same again: trained on something else, or to impossible values.
-    fn is_final(&self) -> bool {
-        matches!(
-            self,
-            UploadError::Base { .. } | UploadError::Layout { .. } | UploadError::Size { .. } | UploadError::Values(_)
-        )
-    }
-
-    fn status(&self) -> Status {
-        let text = self.to_string();
-        match self {
-            UploadError::Closed(_) => Status::failed_precondition(text),
-            UploadError::Foreign(_) => Status::permission_denied(text),
-            UploadError::Conflict(_) => Status::already_exists(text),
-            UploadError::Base { .. } | UploadError::Layout { .. } => Status::failed_precondition(text),
-            UploadError::Busy(_) => Status::resource_exhausted(text),
-            UploadError::Disk(_) => Status::unavailable(text),
-            UploadError::Transfer(_) => Status::data_loss(text),
-            UploadError::Protocol(_) | UploadError::Size { .. } | UploadError::Values(_) => {
-                Status::invalid_argument(text)
-            }
-        }
-    }
-}
+/// Large updates that arrive at the same time.
+const LARGE_AT_ONCE: usize = 16;
 
 /// Receives uploads, one in flight a node.
 #[derive(Debug)]
 pub struct Uploads {
     rounds: Arc<Rounds>,
     in_flight: Mutex<BTreeSet<String>>,
+    /// Places for large uploads: an active one holds some MiB of chunks.
+    large: Semaphore,
 }
 
 impl Uploads {
     /// Uploads into these rounds.
     pub fn new(rounds: Arc<Rounds>) -> Uploads {
-        Uploads { rounds, in_flight: Mutex::default() }
+        Uploads { rounds, in_flight: Mutex::default(), large: Semaphore::new(LARGE_AT_ONCE) }
     }
 
     /// One upload of `node`.
@@ -141,100 +43,124 @@ impl Uploads {
     /// The refusal as a status; it is counted for its task.
     pub async fn receive(&self, node: &str, stream: Streaming<UploadRequest>) -> Result<UploadReceipt, Status> {
         let _slot = self.slot(node)?;
-        let mut admitted = None;
-        let result = self.run(node, stream, &mut admitted).await;
-        if let (Err(error), Some((task_id, assignment))) = (&result, admitted) {
+        let mut of = None;
+        let result = self.run(node, stream, &mut of).await;
+        if let (Err(error), Some((task_id, assignment))) = (&result, of) {
             tracing::warn!(%node, %error, "update refused");
-            let counted = self.rounds.store().count_refusal(&task_id, error.slug()).await;
-            // What will never be right is not waited for.
-            let declined = match error.is_final() {
-                true => self.rounds.decline(node, assignment, format!("its update was refused: {error}")).await,
-                false => Ok(true),
-            };
-            if let Err(error) = counted.and(declined) {
+            self.record(node, &task_id, assignment, error).await;
+        }
+        result.map_err(|e| e.status())
+    }
+
+    /// Counts a refusal; what will never be right is not waited for.
+    async fn record(&self, node: &str, task_id: &str, assignment: AssignmentId, error: &UploadError) {
+        if let Err(error) = self.rounds.store().count_refusal(task_id, error.slug()).await {
+            tracing::error!(%error, "a refusal could not be counted");
+        }
+        if error.is_final() {
+            let reason = format!("its update was refused: {error}");
+            if let Err(error) = self.rounds.decline(node, assignment, reason).await {
                 tracing::error!(%error, "a refusal could not be recorded");
             }
         }
-        result.map_err(|e| e.status())
+    }
+
+    /// Bytes that are here of an update that `node` was sending when its connection broke.
+    pub async fn arrived(&self, node: &str, assignment: AssignmentId, sha256: [u8; 32]) -> u64 {
+        match self.rounds.admission(node, assignment, None).await.0 {
+            Answer::Open(_) => self.rounds.spool().arrived(&Entry { assignment: assignment.0, sha256 }),
+            _ => 0,
+        }
     }
 
     async fn run(
         &self,
         node: &str,
         mut stream: Streaming<UploadRequest>,
-        admitted: &mut Option<(String, AssignmentId)>,
+        of: &mut Option<(String, AssignmentId)>,
     ) -> Result<UploadReceipt, UploadError> {
-        let Part::Begin(begin) = next(&mut stream).await? else {
+        let Part::Begin(begin) = receive::next(&mut stream).await? else {
             return Err(UploadError::Protocol("an upload begins with `begin`".into()));
         };
         let begin = convert::begin(begin).map_err(UploadError::Protocol)?;
-        let receipt = |sha256: [u8; 32], counted| UploadReceipt {
+        let receipt = UploadReceipt {
             assignment_id: begin.assignment.0.to_vec(),
-            sha256: sha256.to_vec(),
-            counted,
+            sha256: begin.update.sha256.to_vec(),
+            counted: true,
         };
-        let terms = match self.rounds.admission(node, begin.assignment, None).await {
-            UploadAnswer::Open(terms) => terms,
-            UploadAnswer::Foreign => return Err(UploadError::Foreign(begin.assignment.to_string())),
-            UploadAnswer::Duplicate | UploadAnswer::Conflict | UploadAnswer::Closed => {
-                let sha256 = drain(&mut stream, begin.size_bytes).await?;
-                return self.earlier(&begin, sha256).await.map(|counted| receipt(sha256, counted));
+        let (answer, task_id) = self.rounds.admission(node, begin.assignment, Some(begin.update.sha256)).await;
+        *of = task_id.map(|id| (id, begin.assignment));
+        let terms = match answer {
+            Answer::Open(terms) => terms,
+            Answer::Foreign => return Err(UploadError::Foreign(begin.assignment.to_string())),
+            // The digest says what it is: there is no need to hear it again.
+            Answer::Duplicate => return Ok(receipt),
+            Answer::Stale(by) => return Err(UploadError::Stale(by)),
+            Answer::Conflict | Answer::Closed | Answer::Noted => {
+                return self.earlier(&begin).await.map(|()| receipt);
             }
         };
-        *admitted = Some((terms.task_id.clone(), begin.assignment));
         check_terms(&begin, &terms)?;
-        let (file, sha256) = self.spool(&mut stream, &begin).await?;
-        let folder = self.rounds.store().spool_folder();
-        let path = spool_path(&folder, begin.assignment, &sha256);
-        verify(file, path.clone(), folder, terms, begin.update.examples).await?;
-        let update = TrainedUpdate { sha256, bytes: begin.size_bytes, ..begin.update.clone() };
-        let answer = self.rounds.commit(node, begin.assignment, update).await;
-        let answer = answer.map_err(|e| UploadError::Disk(e.to_string()))?;
-        if !matches!(answer, UploadAnswer::Open(_) | UploadAnswer::Duplicate) {
-            let _ = std::fs::remove_file(&path);
-        }
-        match answer {
-            UploadAnswer::Open(_) | UploadAnswer::Duplicate => Ok(receipt(sha256, true)),
-            UploadAnswer::Foreign => Err(UploadError::Foreign(begin.assignment.to_string())),
-            UploadAnswer::Conflict => Err(UploadError::Conflict(begin.assignment.to_string())),
-            UploadAnswer::Closed => Err(UploadError::Closed(begin.assignment.to_string())),
+        // Those who wait for a place are held back by their connection's window.
+        let _place = match begin.update.bytes > ROW_BYTES {
+            true => self.large.acquire().await.ok(),
+            false => None,
+        };
+        let received = receive::receive(&mut stream, &begin, self.rounds.spool()).await?;
+        let (update, payload) = self.verify(received, &begin, &terms).await?;
+        match self.rounds.commit(node, begin.assignment, update, payload).await {
+            Ok(Answer::Noted | Answer::Duplicate) => Ok(receipt),
+            Ok(answer) => {
+                // The whole file of an update that will not count is in nobody's way until its round closes.
+                let id = begin.assignment.to_string();
+                Err(match answer {
+                    Answer::Foreign => UploadError::Foreign(id),
+                    Answer::Conflict => UploadError::Conflict(id),
+                    Answer::Stale(by) => UploadError::Stale(by),
+                    _ => UploadError::Closed(id),
+                })
+            }
+            Err(error) => Err(UploadError::Disk(error.to_string())),
         }
     }
 
     /// What came of an assignment that is not open: the same receipt for the same bytes.
-    async fn earlier(&self, begin: &Begin, sha256: [u8; 32]) -> Result<bool, UploadError> {
+    async fn earlier(&self, begin: &Begin) -> Result<(), UploadError> {
         let stored = self.rounds.store().update(begin.assignment).await;
         match stored.map_err(|e| UploadError::Disk(e.to_string()))? {
-            Some(row) if row.sha256 == sha256 => Ok(true),
+            Some(row) if row.sha256 == begin.update.sha256 => Ok(()),
             Some(_) => Err(UploadError::Conflict(begin.assignment.to_string())),
             None => Err(UploadError::Closed(begin.assignment.to_string())),
         }
     }
 
-    async fn spool(
+    /// Checks the values, then gives a spooled payload its lasting name.
+    async fn verify(
         &self,
-        stream: &mut Streaming<UploadRequest>,
+        received: Received,
         begin: &Begin,
-    ) -> Result<(tempfile::NamedTempFile, [u8; 32]), UploadError> {
-        let disk = |e: std::io::Error| UploadError::Disk(e.to_string());
-        let staged = tempfile::NamedTempFile::new_in(self.rounds.store().spool_folder()).map_err(disk)?;
-        let mut file = tokio::fs::File::from_std(staged.reopen().map_err(disk)?);
-        let mut receiver = Receiver::new(begin.size_bytes);
-        loop {
-            match next(stream).await? {
-                Part::Begin(_) => return Err(UploadError::Protocol("a second `begin` within an upload".into())),
-                Part::Chunk(chunk) => {
-                    receiver.accept(&chunk)?;
-                    file.write_all(&chunk.data).await.map_err(disk)?;
+        terms: &UploadTerms,
+    ) -> Result<(TrainedUpdate, Payload), UploadError> {
+        let (spool, mut update, terms) = (self.rounds.spool().clone(), begin.update.clone(), terms.clone());
+        let entry = Entry { assignment: begin.assignment.0, sha256: update.sha256 };
+        let is_small = matches!(received, Received::Row(_));
+        let work = move || {
+            let payload = received.payload();
+            update.squared_norm = check_values(&payload, &update, &terms).inspect_err(|error| {
+                if error.is_final() {
+                    spool.discard(&entry);
                 }
-                Part::Commit(commit) => {
-                    let sha256 = convert::sha256(&commit.sha256).map_err(UploadError::Protocol)?;
-                    receiver.finish(sha256)?;
-                    file.sync_all().await.map_err(disk)?;
-                    return Ok((staged, sha256));
-                }
+            })?;
+            if let Received::File(file, _) = received {
+                spool.finish(&entry, &file).map_err(|e| UploadError::Disk(e.to_string()))?;
+                return Ok((update, Payload::File(spool.path(&entry))));
             }
+            Ok((update, payload))
+        };
+        if is_small {
+            return work();
         }
+        tokio::task::spawn_blocking(work).await.map_err(|e| UploadError::Disk(e.to_string()))?
     }
 
     fn slot(&self, node: &str) -> Result<Slot<'_>, Status> {
@@ -266,55 +192,38 @@ fn check_terms(begin: &Begin, terms: &UploadTerms) -> Result<(), UploadError> {
     if begin.layout != terms.layout {
         return Err(UploadError::Layout { got: begin.layout, expected: terms.layout });
     }
-    let expected = terms.parameters as u64 * 4;
-    if begin.size_bytes != expected {
-        return Err(UploadError::Size { got: begin.size_bytes, parameters: terms.parameters, expected });
+    if begin.coding != terms.form.coding {
+        let (got, expected) = (format!("{:?}", begin.coding), format!("{:?}", terms.form.coding));
+        return Err(UploadError::Coding { got, expected });
+    }
+    let (got, tensors) = (begin.update.bytes, &terms.form.tensors);
+    let most = max_payload_bytes(&terms.form.coding, tensors);
+    let exact = fedge_proto::update::exact_payload_bytes(&terms.form.coding, tensors);
+    if got > most || exact.is_some_and(|exact| exact != got) {
+        return Err(UploadError::Size { got, parameters: tensors.iter().sum(), expected: exact.unwrap_or(most) });
+    }
+    let plan = &terms.spec.training;
+    let steps = u64::from(plan.epochs).saturating_mul(begin.update.examples.div_ceil(u64::from(plan.batch_size)));
+    if begin.update.steps == 0 || begin.update.steps > steps {
+        return Err(UploadError::Steps { got: begin.update.steps, most: steps });
+    }
+    if begin.update.partial && !terms.spec.strategy.client().accept_partial {
+        return Err(UploadError::Partial(terms.spec.strategy.name()));
     }
     Ok(())
 }
 
-/// Checks the values, then gives the payload its lasting name.
-async fn verify(
-    staged: tempfile::NamedTempFile,
-    path: PathBuf,
-    folder: PathBuf,
-    terms: UploadTerms,
-    examples: u64,
-) -> Result<(), UploadError> {
-    let work = move || {
-        let delta = read_delta(staged.path()).map_err(|e| UploadError::Disk(e.to_string()))?;
-        Accumulator::check(&terms.scales, &delta, examples)?;
-        staged.persist(&path).map_err(|e| UploadError::Disk(e.to_string()))?;
-        sync_folder(&folder).map_err(|e| UploadError::Disk(e.to_string()))
-    };
-    tokio::task::spawn_blocking(work).await.map_err(|e| UploadError::Disk(e.to_string()))?
-}
-
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    std::fs::File::open(folder)?.sync_all()
-}
-
-async fn next(stream: &mut Streaming<UploadRequest>) -> Result<Part, UploadError> {
-    let message = tokio::time::timeout(CHUNK_TIMEOUT, stream.message()).await;
-    let message = message.map_err(|_| UploadError::Protocol("nothing came for 30 s: the upload is given up".into()))?;
-    let message = message.map_err(|e| UploadError::Protocol(format!("the upload broke off: {}", e.message())))?;
-    let part = message.and_then(|m| m.part);
-    part.ok_or_else(|| UploadError::Protocol("the upload ended without `commit`".into()))
-}
-
-/// Reads an upload to its end without keeping it; gives the digest that it claims.
-async fn drain(stream: &mut Streaming<UploadRequest>, announced: u64) -> Result<[u8; 32], UploadError> {
-    let mut received = 0u64;
-    loop {
-        match next(stream).await? {
-            Part::Begin(_) => return Err(UploadError::Protocol("a second `begin` within an upload".into())),
-            Part::Chunk(chunk) => {
-                received = received.saturating_add(chunk.data.len() as u64);
-                if received > announced {
-                    return Err(TransferError::Size { got: received, announced }.into());
-                }
-            }
-            Part::Commit(commit) => return convert::sha256(&commit.sha256).map_err(UploadError::Protocol),
-        }
+/// Checks every value, what the update would count, and its norm; gives the squared norm.
+///
+/// # Errors
+/// [`UploadError`] says what is wrong with it.
+pub fn check_values(payload: &Payload, update: &TrainedUpdate, terms: &UploadTerms) -> Result<f64, UploadError> {
+    let facts = crate::aggregate::UpdateFacts { staleness: terms.staleness, ..facts_of(&terms.spec, update) };
+    terms.spec.strategy.contribution(&facts)?;
+    let squared_norm = fold::check(payload, &terms.form, &terms.scales)?;
+    let (norm, most) = (squared_norm.sqrt(), terms.spec.updates.max_norm);
+    if most > 0.0 && norm > most {
+        return Err(UploadError::Norm { norm, most });
     }
+    Ok(squared_norm)
 }

@@ -1,7 +1,9 @@
 //! Remembers: one SQLite database (WAL, full sync) and the files beside it.
 //! What is written when is decided by the rounds' driver; a committed write has reached the disk.
 
+mod migrate;
 pub mod models;
+pub mod spool;
 pub mod tasks;
 
 use std::path::{Path, PathBuf};
@@ -67,7 +69,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] names the folder or file and the cause.
     pub async fn open(folder: &Path) -> Result<Store, StoreError> {
-        for part in [folder.to_owned(), folder.join("models"), folder.join("spool")] {
+        for part in ["", "models", "spool", "state", "deltas"].map(|part| folder.join(part)) {
             std::fs::create_dir_all(&part).map_err(|source| StoreError::File {
                 what: "cannot create the folder",
                 path: part,
@@ -104,6 +106,16 @@ impl Store {
     /// Folder of uploads that wait for their round's close.
     pub fn spool_folder(&self) -> PathBuf {
         self.folder.join("spool")
+    }
+
+    /// Where what a task's strategy keeps beside this version lies.
+    pub fn server_state(&self, task_id: &str, version: u64) -> PathBuf {
+        self.folder.join("state").join(format!("{task_id}-{version}"))
+    }
+
+    /// Folder of deltas between versions; everything in it can be made again.
+    pub fn deltas_folder(&self) -> PathBuf {
+        self.folder.join("deltas")
     }
 
     fn database(&self, what: &'static str) -> impl Fn(sqlx::Error) -> StoreError + use<> {

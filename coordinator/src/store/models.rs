@@ -1,6 +1,8 @@
 //! Model versions: a row each, and the package's files in the model repository.
 //! Minting a version together with its round's state is in `tasks`.
 
+use std::path::PathBuf;
+
 use fedge_models::{Digest, Manifest, Package};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -26,13 +28,16 @@ impl ModelRow {
     /// # Errors
     /// [`StoreError::Damaged`] if the manifest can't be written as JSON.
     pub fn of(package: &Package) -> Result<ModelRow, StoreError> {
-        let manifest_json = serde_json::to_string(&package.manifest).map_err(|e| damaged("manifest", e.to_string()))?;
-        Ok(ModelRow {
-            manifest: package.manifest.clone(),
-            manifest_json,
-            size_bytes: package.model.bytes().len() as u64,
-            created_ms: wall_clock_ms(),
-        })
+        ModelRow::of_manifest(&package.manifest, package.model.bytes().len() as u64)
+    }
+
+    /// The row of a version of which these are the manifest and the model's size.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if the manifest can't be written as JSON.
+    pub fn of_manifest(manifest: &Manifest, size_bytes: u64) -> Result<ModelRow, StoreError> {
+        let manifest_json = serde_json::to_string(manifest).map_err(|e| damaged("manifest", e.to_string()))?;
+        Ok(ModelRow { manifest: manifest.clone(), manifest_json, size_bytes, created_ms: wall_clock_ms() })
     }
 }
 
@@ -69,6 +74,11 @@ impl Store {
             path: folder,
             source: std::io::Error::other(e.to_string()),
         })
+    }
+
+    /// A version's ONNX file.
+    pub fn model_path(&self, name: &str, number: u64) -> PathBuf {
+        self.models_folder().join(name).join(number.to_string()).join("model.onnx")
     }
 
     /// Removes the files of a version that has no row: a crash or a cancelled task left them between writing and

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use prost::bytes::Bytes;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
+use super::migrate;
 use super::models::{self, ModelRow};
 use super::{Store, StoreError, damaged, wall_clock_ms};
-use crate::rounds::state::{AssignmentId, Phase, RoundRecord, STATE_SCHEMA, TaskState, TrainedUpdate};
+use crate::rounds::state::{AssignmentId, Phase, RoundRecord, TaskState, TrainedUpdate, WorkStatus};
 
 /// A task as stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,12 +50,25 @@ pub struct StepChange<'a> {
     pub state: &'a TaskState,
     /// Persisted elapsed time.
     pub elapsed_ms: u64,
-    /// An update that the step accepted, with its assignment and node.
-    pub update: Option<(AssignmentId, &'a str, &'a TrainedUpdate)>,
+    /// Updates that the step accepted.
+    pub updates: &'a [Accepted],
     /// A version that the step minted; its files are written already.
     pub minted: Option<&'a ModelRow>,
-    /// A round that the step ended.
-    pub round: Option<&'a RoundRow>,
+    /// Rounds that the step ended.
+    pub rounds: &'a [RoundRow],
+}
+
+/// An accepted update on its way into the database.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    /// What it answers.
+    pub assignment: AssignmentId,
+    /// Whose it is.
+    pub node: String,
+    /// What is known of it.
+    pub update: TrainedUpdate,
+    /// A small update's payload; that of others is a file of the spool already.
+    pub payload: Option<Bytes>,
 }
 
 impl Store {
@@ -80,8 +95,9 @@ impl Store {
     /// [`StoreError::Database`]; nothing of the step is stored then.
     pub async fn save_step(&self, change: &StepChange<'_>) -> Result<(), StoreError> {
         let state = encode(change.state)?;
-        let record = change.round.map(|r| serde_json::to_string(&r.record)).transpose();
-        let record = record.map_err(|e| damaged("round record", e))?;
+        let records: Result<Vec<String>, _> =
+            change.rounds.iter().map(|row| serde_json::to_string(&row.record)).collect();
+        let records = records.map_err(|e| damaged("round record", e))?;
         let write = async {
             let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
             sqlx::query("UPDATE tasks SET state = ?, ended = ? WHERE id = ?")
@@ -94,15 +110,23 @@ impl Store {
                 .bind(change.elapsed_ms as i64)
                 .execute(&mut *tx)
                 .await?;
-            if let Some((assignment, node, update)) = change.update {
-                insert_update(&mut tx, change.state, assignment, node, update).await?;
+            for accepted in change.updates {
+                insert_update(&mut tx, change.state, accepted).await?;
             }
             if let Some(row) = change.minted {
                 models::insert(&mut *tx, row).await?;
             }
-            if let (Some(row), Some(record)) = (change.round, &record) {
+            for (row, record) in change.rounds.iter().zip(&records) {
                 insert_round(&mut tx, change.state, row, record).await?;
+                drop_payloads(&mut tx, &row.record).await?;
             }
+            if matches!(change.state.phase, Phase::Ended { .. }) {
+                sqlx::query("UPDATE updates SET payload = NULL WHERE task_id = ? AND payload IS NOT NULL")
+                    .bind(&change.state.task_id)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            fail::fail_point!("step_before_commit");
             tx.commit().await
         };
         write.await.map_err(self.database("recording a step of a task"))
@@ -133,17 +157,19 @@ impl Store {
         row.as_ref().map(read_task).transpose()
     }
 
-    /// A task's finished rounds, in order.
+    /// A task's finished rounds after this one, in order; 0: all.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn rounds(&self, task_id: &str) -> Result<Vec<RoundRow>, StoreError> {
-        let rows =
-            sqlx::query("SELECT record, bytes_up, bytes_down, ended_ms FROM rounds WHERE task_id = ? ORDER BY round")
-                .bind(task_id)
-                .fetch_all(&self.pool)
-                .await
-                .map_err(self.database("listing rounds"))?;
+    pub async fn rounds(&self, task_id: &str, after: u64) -> Result<Vec<RoundRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT record, bytes_up, bytes_down, ended_ms FROM rounds WHERE task_id = ? AND round > ? ORDER BY round",
+        )
+        .bind(task_id)
+        .bind(i64::try_from(after).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(self.database("listing rounds"))?;
         rows.iter().map(read_round).collect()
     }
 
@@ -162,6 +188,20 @@ impl Store {
             Ok(UpdateRow { sha256 })
         })
         .transpose()
+    }
+
+    /// The payload of a small update whose round is not over.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if it is not there.
+    pub async fn payload(&self, assignment: AssignmentId) -> Result<Bytes, StoreError> {
+        let row: Option<Option<Vec<u8>>> = sqlx::query_scalar("SELECT payload FROM updates WHERE assignment = ?")
+            .bind(assignment.0.to_vec())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(self.database("reading an update"))?;
+        let payload = row.flatten().ok_or_else(|| damaged(format!("update {assignment}"), "its payload is gone"))?;
+        Ok(payload.into())
     }
 
     /// Counts a refused update.
@@ -223,13 +263,12 @@ impl Store {
 async fn insert_update(
     tx: &mut sqlx::SqliteConnection,
     state: &TaskState,
-    assignment: AssignmentId,
-    node: &str,
-    update: &TrainedUpdate,
+    accepted: &Accepted,
 ) -> Result<(), sqlx::Error> {
+    let Accepted { assignment, node, update, payload } = accepted;
     sqlx::query(
-        "INSERT INTO updates (assignment, task_id, round, node, sha256, bytes, examples, committed_ms) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO updates (assignment, task_id, round, node, sha256, bytes, examples, committed_ms, payload) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(assignment.0.to_vec())
     .bind(&state.task_id)
@@ -239,9 +278,23 @@ async fn insert_update(
     .bind(update.bytes as i64)
     .bind(update.examples as i64)
     .bind(wall_clock_ms())
+    .bind(payload.as_deref())
     .execute(tx)
     .await
     .map(|_| ())
+}
+
+/// The payloads of a round that is over are not needed any more; its receipts stay.
+async fn drop_payloads(tx: &mut sqlx::SqliteConnection, record: &RoundRecord) -> Result<(), sqlx::Error> {
+    for (id, work) in &record.work {
+        if matches!(work.status, WorkStatus::Trained(_)) {
+            sqlx::query("UPDATE updates SET payload = NULL WHERE assignment = ? AND payload IS NOT NULL")
+                .bind(id.0.to_vec())
+                .execute(&mut *tx)
+                .await?;
+        }
+    }
+    Ok(())
 }
 
 async fn insert_round(
@@ -271,10 +324,9 @@ fn read_task(row: &SqliteRow) -> Result<TaskRow, StoreError> {
         Ok((row.try_get("specification")?, row.try_get("state")?, row.try_get("created_ms")?))
     };
     let (specification, state, created_ms) = read().map_err(|e| damaged("task row", e))?;
-    let state: TaskState = serde_json::from_str(&state).map_err(|e| damaged("task state", e))?;
-    if state.schema != STATE_SCHEMA {
-        return Err(damaged("task state", format!("schema {} is unknown to this version", state.schema)));
-    }
+    let state: serde_json::Value = serde_json::from_str(&state).map_err(|e| damaged("task state", e))?;
+    let state = migrate::task_state(state).map_err(|e| damaged("task state", e))?;
+    let state: TaskState = serde_json::from_value(state).map_err(|e| damaged("task state", e))?;
     Ok(TaskRow { specification, state, created_ms })
 }
 
@@ -283,6 +335,8 @@ fn read_round(row: &SqliteRow) -> Result<RoundRow, StoreError> {
         Ok((row.try_get("record")?, row.try_get("bytes_up")?, row.try_get("bytes_down")?, row.try_get("ended_ms")?))
     };
     let (record, bytes_up, bytes_down, ended_ms) = read().map_err(|e| damaged("round row", e))?;
-    let record = serde_json::from_str(&record).map_err(|e| damaged("round record", e))?;
+    let record: serde_json::Value = serde_json::from_str(&record).map_err(|e| damaged("round record", e))?;
+    let record = migrate::round_record(record).map_err(|e| damaged("round record", e))?;
+    let record = serde_json::from_value(record).map_err(|e| damaged("round record", e))?;
     Ok(RoundRow { record, bytes_up: bytes_up as u64, bytes_down: bytes_down as u64, ended_ms })
 }

@@ -37,8 +37,10 @@ pub enum Event {
     Evaluated(AssignmentId),
     /// The work could not be done, and why.
     Failed(AssignmentId, String),
-    /// The update's outcome is known: counted, or refused for good.
-    Answered(AssignmentId),
+    /// The coordinator counts the update: what training left behind for the next one is valid.
+    Counted(AssignmentId),
+    /// The update will never count.
+    Refused(AssignmentId),
     /// After a restart, an update that was persisted and not answered was found.
     Found(AssignmentId),
 }
@@ -52,7 +54,9 @@ pub enum Effect {
     Cancel(AssignmentId),
     /// Send the persisted update until its outcome is known.
     Send(AssignmentId),
-    /// Forget the persisted update.
+    /// Make what the update left behind (residual, control variate) valid, then forget the update.
+    Keep(AssignmentId),
+    /// Forget the persisted update and what it left behind.
     Discard(AssignmentId),
     /// Tell the coordinator that it can't be done.
     Decline(AssignmentId, String),
@@ -76,8 +80,10 @@ pub fn step(mut state: Participant, event: Event) -> (Participant, Vec<Effect>) 
             finish(&mut state, id, vec![Effect::Decline(id, reason)])
         }
         Event::Evaluated(_) | Event::Failed(..) => vec![],
-        Event::Answered(id) if state.phase == Phase::Sending(id) => finish(&mut state, id, vec![Effect::Discard(id)]),
-        Event::Answered(id) => vec![Effect::Discard(id)],
+        Event::Counted(id) if state.phase == Phase::Sending(id) => finish(&mut state, id, vec![Effect::Keep(id)]),
+        Event::Refused(id) if state.phase == Phase::Sending(id) => finish(&mut state, id, vec![Effect::Discard(id)]),
+        Event::Counted(id) => vec![Effect::Keep(id)],
+        Event::Refused(id) => vec![Effect::Discard(id)],
         Event::Found(id) => {
             state.phase = Phase::Sending(id);
             vec![Effect::Send(id)]
@@ -147,10 +153,10 @@ mod tests {
             Event::Instructed(Some(train(1))),
             Event::Trained(id),
             Event::Instructed(Some(train(1))),
-            Event::Answered(id),
+            Event::Counted(id),
             Event::Instructed(Some(train(1))),
         ]);
-        assert_eq!(effects, vec![Effect::Start(train(1)), Effect::Send(id), Effect::Discard(id)]);
+        assert_eq!(effects, vec![Effect::Start(train(1)), Effect::Send(id), Effect::Keep(id)]);
         assert_eq!((state.phase, state.answered), (Phase::Idle, Some(id)));
     }
 
@@ -181,7 +187,7 @@ mod tests {
             Event::Instructed(Some(train(1))),
             Event::Trained(id),
             Event::Instructed(Some(evaluate(2))),
-            Event::Answered(id),
+            Event::Refused(id),
         ]);
         assert_eq!(effects[2..], [Effect::Discard(id), Effect::Start(evaluate(2))]);
         assert_eq!(state.phase, Phase::Working(evaluate(2)));

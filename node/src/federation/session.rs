@@ -1,29 +1,24 @@
-//! The node's connection to its coordinator: hello, heartbeats, polls, uploads; it survives the coordinator's restarts.
-//! What the instructions lead to is decided elsewhere: this file speaks and listens.
+//! The node's connection to its coordinator: hello, heartbeats, polls; it survives the coordinator's restarts.
+//! What the instructions lead to is decided elsewhere; transfers are in `upload` and `download`.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fedge_models::operators::CATALOGUE_VERSION;
+use fedge_proto::FEDERATION_PROTOCOL;
 use fedge_proto::federation::federation_client::FederationClient;
-use fedge_proto::federation::{
-    Encoding, HeartbeatRequest, HelloRequest, PollRequest, ServingStatus, TrainingMetrics, UploadBegin, UploadCommit,
-    UploadRequest, upload_request::Part,
-};
-use fedge_proto::transfer::{MAX_MESSAGE_BYTES, chunks};
-use prost::bytes::Bytes;
+use fedge_proto::federation::{HeartbeatRequest, HelloRequest, PollRequest, ServingStatus};
+use fedge_proto::transfer::MAX_MESSAGE_BYTES;
 use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::convert::{self, AssignmentId, Version};
+use super::convert::{self, Version};
 use super::enrol::is_transient;
-use super::outbox::Announcement;
+use super::learner::{Client, Learner};
 use super::participant::Event;
-use super::work::Workshop;
-use crate::status::{NodeStatus, ServedModel, StatusFile};
+use crate::status::{NodeStatus, StatusFile};
 
-const PROTOCOL: u32 = 1;
 /// How long the coordinator may hold a poll.
 const POLL_WAIT: Duration = Duration::from_secs(20);
 /// Grace on top, before a poll counts as lost.
@@ -32,17 +27,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Attempts at a short call before the last one.
 const ATTEMPTS: u32 = 40;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-
-/// What became of a sent update.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Delivery {
-    /// It is on the coordinator's disk.
-    Counted,
-    /// It will never count, and why.
-    Refused(String),
-    /// Something on the way failed.
-    TryAgain(String),
-}
 
 /// A session with the coordinator. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -67,7 +51,7 @@ impl Session {
     }
 
     /// A client of the federation service.
-    pub fn client(&self) -> FederationClient<Channel> {
+    pub fn client(&self) -> Client {
         FederationClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
@@ -77,69 +61,18 @@ impl Session {
     }
 
     /// Notes what the node serves and holds, for the next heartbeat and for `fedge node status`.
-    pub async fn tell_serving(&self, workshop: &Workshop) {
-        let repository = workshop.versions.repository();
-        let mut serving = Vec::new();
-        for name in repository.names() {
-            let counts = match workshop.samples.counts(&name).await {
-                Ok(counts) => counts,
-                Err(error) => {
-                    tracing::error!(%error, "the sample store can't be read");
-                    continue;
-                }
-            };
-            let current = repository.current(&name);
-            let current = current.as_deref();
-            serving.push(ServedModel {
-                number: current.map_or(0, |s| s.manifest().number),
-                digest: current.map(|s| s.manifest().digest),
-                precision: current.map(|s| s.precision().name().to_owned()).unwrap_or_default(),
-                float_reason: current.and_then(|s| s.float_reason()).unwrap_or_default().to_owned(),
-                training_samples: counts.training,
-                held_out_samples: counts.held_out,
-                model: name,
-            });
-        }
-        let data_problems = workshop.versions.data_problems();
+    pub async fn tell_serving(&self, learner: &dyn Learner) {
+        let holdings = learner.holdings().await;
         self.change(|status| {
-            status.serving = serving;
-            status.data_problems = data_problems;
+            status.serving = holdings.models;
+            status.data_problems = holdings.data_problems;
         });
-    }
-
-    /// Sends an update once.
-    pub async fn send(&self, id: AssignmentId, announcement: Announcement, payload: Bytes) -> Delivery {
-        let sha256 = announcement.sha256.as_bytes().to_vec();
-        let begin = UploadBegin {
-            assignment_id: id.0.to_vec(),
-            base: announcement.base.as_bytes().to_vec(),
-            layout: announcement.layout.as_bytes().to_vec(),
-            size_bytes: payload.len() as u64,
-            encoding: Encoding::F32.into(),
-            examples: announcement.examples,
-            metrics: Some(TrainingMetrics {
-                steps: announcement.steps,
-                loss_first: announcement.loss_first,
-                loss_last: announcement.loss_last,
-                duration_ms: announcement.duration_ms,
-            }),
-        };
-        let parts = std::iter::once(Part::Begin(begin))
-            .chain(chunks(payload, 0).map(Part::Chunk))
-            .chain(std::iter::once(Part::Commit(UploadCommit { sha256 })));
-        let stream = tokio_stream::iter(parts.map(|part| UploadRequest { part: Some(part) }));
-        match self.client().upload(stream).await.map(tonic::Response::into_inner) {
-            Ok(receipt) if receipt.counted => Delivery::Counted,
-            Ok(_) => Delivery::Refused("it came after its round".into()),
-            Err(status) if may_succeed_later(&status) => Delivery::TryAgain(status.message().to_owned()),
-            Err(status) => Delivery::Refused(status.message().to_owned()),
-        }
     }
 
     async fn hello(&self) -> Result<Duration, Status> {
         let request = HelloRequest {
-            protocol_min: PROTOCOL,
-            protocol_max: PROTOCOL,
+            protocol_min: FEDERATION_PROTOCOL,
+            protocol_max: FEDERATION_PROTOCOL,
             catalogue: CATALOGUE_VERSION,
             software: concat!("fedge ", env!("CARGO_PKG_VERSION")).into(),
             inference_address: self.inference_address.clone(),
@@ -187,14 +120,14 @@ impl Session {
 }
 
 /// Opens the session, and opens it again when it is lost; sends heartbeats on a clock of its own, also while training.
-pub async fn keep_alive(session: Session, workshop: Workshop) {
+pub async fn keep_alive(session: Session, learner: Arc<dyn Learner>) {
     let mut pause = BACKOFF.0;
     loop {
         match session.hello().await {
             Ok(interval) => {
                 pause = BACKOFF.0;
                 tracing::info!("connected to the coordinator");
-                let status = beat(&session, &workshop, interval).await;
+                let status = beat(&session, &*learner, interval).await;
                 session.lost(&status);
                 if !is_no_session(&status) {
                     tracing::warn!(error = status.message(), "the coordinator is lost; connecting again");
@@ -211,12 +144,12 @@ pub async fn keep_alive(session: Session, workshop: Workshop) {
 }
 
 /// Sends heartbeats until one fails.
-async fn beat(session: &Session, workshop: &Workshop, interval: Duration) -> Status {
+async fn beat(session: &Session, learner: &dyn Learner, interval: Duration) -> Status {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        session.tell_serving(workshop).await;
+        session.tell_serving(learner).await;
         if let Err(status) = session.heartbeat().await {
             return status;
         }
@@ -234,7 +167,9 @@ pub async fn listen(session: Session, events: mpsc::Sender<Event>, serve: watch:
             Ok(reply) => reply.map(tonic::Response::into_inner),
             Err(_) => Err(Status::deadline_exceeded("a poll was not answered")),
         };
-        let instructions = match reply.map(|r| convert::instructions(r, session.training_threads)) {
+        // What time is left is counted from here.
+        let received = Instant::now();
+        let instructions = match reply.map(|r| convert::instructions(r, session.training_threads, received)) {
             Ok(Ok(instructions)) => instructions,
             Ok(Err(reason)) => {
                 tracing::error!(%reason, "the coordinator's instructions can't be understood; is this node too old?");
@@ -263,7 +198,11 @@ pub async fn listen(session: Session, events: mpsc::Sender<Event>, serve: watch:
     }
 }
 
-async fn call<T>(reply: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
+/// A short call with its timeout.
+///
+/// # Errors
+/// Its failure, or that no answer came.
+pub async fn call<T>(reply: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
     match tokio::time::timeout(CALL_TIMEOUT, reply).await {
         Ok(reply) => reply.map(tonic::Response::into_inner),
         Err(_) => Err(Status::deadline_exceeded("no answer within 30 s")),
@@ -291,9 +230,4 @@ where
 
 fn is_no_session(status: &Status) -> bool {
     status.code() == Code::FailedPrecondition && status.message().starts_with("no session")
-}
-
-/// May the same upload succeed later? A damaged transfer may, too.
-fn may_succeed_later(status: &Status) -> bool {
-    is_transient(status) || matches!(status.code(), Code::DataLoss | Code::Internal)
 }

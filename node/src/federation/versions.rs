@@ -1,19 +1,16 @@
-//! The model versions on this node: fetched, kept as packages on disk, prepared and swapped in.
-//! How a version is prepared and served lives in `inference`; which version to hold is the coordinator's word.
+//! The model versions that this node serves: their packages read, samples read in, prepared and swapped in.
+//! How a version is prepared lives in `inference`, how it comes in `shelf`; which one to hold is the coordinator's word.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fedge_models::{Manifest, Model, ModelError, Package};
-use fedge_proto::federation::DownloadRequest;
-use fedge_proto::federation::federation_client::FederationClient;
-use fedge_proto::transfer::{Receiver, TransferError};
+use fedge_models::{ModelError, Package};
 use tokio::sync::Mutex as AsyncMutex;
-use tonic::Status;
-use tonic::transport::Channel;
 
 use super::convert::Version;
+use super::learner::Client;
+use super::shelf::{Shelf, ShelfError};
 use crate::config::DataFile;
 use crate::inference::{ModelRepository, PrepareError, PrepareOptions, Serving, prepare};
 use crate::samples::{Sample, SampleError, SampleStore, file};
@@ -22,24 +19,13 @@ use crate::samples::{Sample, SampleError, SampleStore, file};
 const CALIBRATION_SAMPLES: usize = 512;
 /// Samples of the local check, at most.
 const CHECK_SAMPLES: usize = 1024;
-/// Versions of a lineage that stay on disk: the served one and the one before.
-const KEPT_VERSIONS: usize = 2;
-/// Largest model file that is fetched.
-const MAX_MODEL_BYTES: u64 = 2 << 30;
-
 /// Why a version can't be fetched or served. What served before goes on serving.
 #[derive(Debug, thiserror::Error)]
 pub enum VersionError {
-    /// The connection or the coordinator.
-    #[error("fetching the model: {}", .0.message())]
-    Call(Box<Status>),
-    /// The file came damaged.
-    #[error("fetching the model: {0}")]
-    Transfer(#[from] TransferError),
-    /// Too large.
-    #[error("the model has {0} bytes, this node takes at most {MAX_MODEL_BYTES}")]
-    TooLarge(u64),
-    /// Not sound, or not writable.
+    /// Not on disk.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    /// Not sound.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// Not servable.
@@ -53,23 +39,15 @@ pub enum VersionError {
     Interrupted(String),
 }
 
-impl From<Status> for VersionError {
-    fn from(status: Status) -> Self {
-        VersionError::Call(Box::new(status))
-    }
-}
-
 /// The versions that this node holds.
 #[derive(Debug)]
 pub struct Versions {
-    folder: PathBuf,
+    shelf: Shelf,
     repository: Arc<ModelRepository>,
     samples: SampleStore,
     data: Vec<DataFile>,
     /// Files that are in the store, by lineage.
     ingested: AsyncMutex<BTreeMap<String, usize>>,
-    /// One fetch at a time: serving, training and evaluating ask for the same version at once.
-    fetching: AsyncMutex<()>,
     /// One preparation at a time: it takes memory and both of a small device's cores.
     preparing: AsyncMutex<()>,
     /// What was wrong with a data file, by path: said once, and in the status; serving goes on without it.
@@ -79,20 +57,14 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// Versions in `folder`, served by `repository`; `data` is read into `samples` once its lineage is known.
-    pub fn new(
-        folder: PathBuf,
-        repository: Arc<ModelRepository>,
-        samples: SampleStore,
-        data: Vec<DataFile>,
-    ) -> Versions {
+    /// Versions of this shelf, served by `repository`; `data` is read into `samples` once its lineage is known.
+    pub fn new(shelf: Shelf, repository: Arc<ModelRepository>, samples: SampleStore, data: Vec<DataFile>) -> Versions {
         Versions {
-            folder,
+            shelf,
             repository,
             samples,
             data,
             ingested: AsyncMutex::default(),
-            fetching: AsyncMutex::default(),
             preparing: AsyncMutex::default(),
             data_problems: Mutex::default(),
             prepared_with: Mutex::default(),
@@ -111,9 +83,9 @@ impl Versions {
 
     /// Serves the newest version on disk of each lineage, before the coordinator is reached.
     pub async fn restore(&self) {
-        for (name, number) in newest_on_disk(&self.folder) {
+        for (name, number) in self.shelf.newest() {
             let restored = async {
-                let package = Package::read(&self.version_folder(&name, number))?;
+                let package = Package::read(&self.shelf.path(&name, number))?;
                 self.ingest(&package).await?;
                 self.prepare_and_swap(package, PrepareOptions::default()).await
             };
@@ -127,30 +99,22 @@ impl Versions {
     ///
     /// # Errors
     /// [`VersionError`].
-    pub async fn package(
-        &self,
-        client: &FederationClient<Channel>,
-        version: &Version,
-    ) -> Result<Package, VersionError> {
-        let manifest = &version.manifest;
-        let folder = self.version_folder(&manifest.name, manifest.number);
-        let _one = self.fetching.lock().await;
-        let interrupted = |e: tokio::task::JoinError| VersionError::Interrupted(e.to_string());
-        let kept = tokio::task::spawn_blocking(move || Package::read(&folder)).await.map_err(interrupted)?;
-        if let Ok(package) = kept
-            && package.manifest == **manifest
-        {
-            return Ok(package);
+    pub async fn package(&self, client: &Client, version: &Version) -> Result<Package, VersionError> {
+        match self.read(client, version).await {
+            // Damaged since it came: fetched again. Where it never was sound, that fails as well.
+            Err(VersionError::Model(error)) if !matches!(error, ModelError::Io { .. }) => {
+                tracing::warn!(%error, "a kept version is of no use; it is fetched again");
+                self.shelf.forget(version);
+                self.read(client, version).await
+            }
+            read => read,
         }
-        let bytes = fetch(client.clone(), version).await?;
-        let (manifest, repository) = (Manifest::clone(manifest), self.folder.clone());
-        let work = move || -> Result<Package, VersionError> {
-            let package = Package::new(manifest, Model::from_bytes(bytes)?)?;
-            package.write(&repository)?;
-            prune(&repository.join(&package.manifest.name), package.manifest.number);
-            Ok(package)
-        };
-        tokio::task::spawn_blocking(work).await.map_err(interrupted)?
+    }
+
+    async fn read(&self, client: &Client, version: &Version) -> Result<Package, VersionError> {
+        let folder = self.shelf.hold(client, version).await?;
+        let read = tokio::task::spawn_blocking(move || Package::read(&folder)).await;
+        Ok(read.map_err(|e| VersionError::Interrupted(e.to_string()))??)
     }
 
     /// Serves a version, unless it is served already and nothing would change.
@@ -159,7 +123,7 @@ impl Versions {
     /// [`VersionError`]; the version before goes on serving.
     pub async fn serve(
         &self,
-        client: &FederationClient<Channel>,
+        client: &Client,
         version: &Version,
         int8_tolerance: f64,
     ) -> Result<Arc<Serving>, VersionError> {
@@ -236,75 +200,5 @@ impl Versions {
             }
         }
         Ok(())
-    }
-
-    fn version_folder(&self, name: &str, number: u64) -> PathBuf {
-        self.folder.join(name).join(number.to_string())
-    }
-}
-
-async fn fetch(mut client: FederationClient<Channel>, version: &Version) -> Result<Vec<u8>, VersionError> {
-    if version.size_bytes > MAX_MODEL_BYTES {
-        return Err(VersionError::TooLarge(version.size_bytes));
-    }
-    let digest = version.manifest.digest;
-    let request = DownloadRequest { digest: digest.as_bytes().to_vec(), offset: 0 };
-    let mut stream = client.download(request).await?.into_inner();
-    let mut receiver = Receiver::new(version.size_bytes);
-    let mut bytes = Vec::new();
-    while let Some(chunk) = stream.message().await? {
-        receiver.accept(&chunk)?;
-        bytes.extend_from_slice(&chunk.data);
-    }
-    receiver.finish(*digest.as_bytes())?;
-    Ok(bytes)
-}
-
-fn newest_on_disk(folder: &Path) -> Vec<(String, u64)> {
-    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    names
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            numbers(&entry.path()).into_iter().max().map(|number| (name, number))
-        })
-        .collect()
-}
-
-/// Removes all but the newest versions of a lineage.
-fn prune(lineage: &Path, newest: u64) {
-    let mut numbers = numbers(lineage);
-    numbers.retain(|n| *n <= newest);
-    numbers.sort_unstable_by(|a, b| b.cmp(a));
-    for number in numbers.into_iter().skip(KEPT_VERSIONS) {
-        let path = lineage.join(number.to_string());
-        if let Err(error) = std::fs::remove_dir_all(&path) {
-            tracing::warn!(path = %path.display(), %error, "an old version could not be removed");
-        }
-    }
-}
-
-fn numbers(lineage: &Path) -> Vec<u64> {
-    let entries = std::fs::read_dir(lineage).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_versions_stay_and_older_ones_go() {
-        let folder = tempfile::tempdir().unwrap();
-        let lineage = folder.path().join("digits");
-        for number in ["1", "2", "9", "10", "stray"] {
-            std::fs::create_dir_all(lineage.join(number)).unwrap();
-        }
-        assert_eq!(newest_on_disk(folder.path()), [("digits".to_owned(), 10)]);
-        prune(&lineage, 10);
-        let mut left = numbers(&lineage);
-        left.sort_unstable();
-        assert_eq!(left, [9, 10]);
-        assert!(lineage.join("stray").exists(), "what is not ours stays");
     }
 }

@@ -1,146 +1,175 @@
-//! The work behind an assignment: training into a persisted update, evaluation into a report.
-//! When it runs and what becomes of it is decided in `participant`; the arithmetic is `training`'s.
+//! The work behind an assignment: training into a persisted update with what it leaves behind, evaluation into a report.
+//! When it runs and what becomes of it is decided in `participant`; the training itself is a `Learner`'s.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use fedge_models::{Digest, Package};
 use fedge_proto::federation::EvaluationReport;
-use fedge_proto::federation::federation_client::FederationClient;
-use tonic::transport::Channel;
+use fedge_proto::update::{Coding, Encoding};
 
-use super::convert::{AssignmentId, Version};
-use super::outbox::{Announcement, Outbox, SCHEMA};
-use super::versions::Versions;
-use crate::inference::Serving;
-use crate::samples::{Sample, SampleStore};
-use crate::training::{self, Dataset, Plan, TrainingError};
+use super::convert::{AssignmentId, Control, Terms, Version};
+use super::download::Downloads;
+use super::encoding;
+use super::learner::{Client, Learner, Run, Trained};
+use super::memory::{Key, Leftover, Memory};
+use super::outbox::{Announcement, Outbox};
+use super::pacing::Deadline;
+use super::record::RecordError;
+use crate::training::Plan;
 
 /// Largest weight that the coordinator takes.
 const MAX_EXAMPLES: u64 = 1 << 20;
 
-/// Everything that work needs.
+/// Everything that work needs. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Workshop {
-    /// Where versions come from.
-    pub versions: Arc<Versions>,
-    /// What is trained and evaluated on.
-    pub samples: SampleStore,
+    /// Trains and evaluates.
+    pub learner: Arc<dyn Learner>,
     /// Where updates go.
     pub outbox: Outbox,
+    /// What counted updates left behind.
+    pub memory: Memory,
+    /// Fetches control variates.
+    pub downloads: Arc<Downloads>,
+}
+
+/// A training assignment.
+#[derive(Debug, Clone)]
+pub struct Training {
+    /// What the update answers.
+    pub id: AssignmentId,
+    /// Whose it is.
+    pub task: String,
+    /// What is trained.
+    pub base: Version,
+    /// How.
+    pub plan: Plan,
+    /// What is sent.
+    pub terms: Terms,
+    /// Until when.
+    pub deadline: Deadline,
 }
 
 impl Workshop {
-    /// Trains a version on the local samples and persists the update.
+    /// Trains a version and persists the update.
     ///
     /// # Errors
-    /// A sentence for the coordinator and the log.
-    pub async fn train(
-        &self,
-        client: &FederationClient<Channel>,
-        id: AssignmentId,
-        base: &Version,
-        plan: Plan,
-        cancel: Arc<AtomicBool>,
-    ) -> Result<(), String> {
-        let package = self.versions.package(client, base).await.map_err(|e| e.to_string())?;
-        let samples = self.samples.training_set(&base.manifest.name).await.map_err(|e| e.to_string())?;
-        if samples.is_empty() {
-            return Err(format!("no training samples for model {:?}", base.manifest.name));
+    /// A sentence for the coordinator and the log; nothing of the update is left then.
+    pub async fn train(&self, client: &Client, mut training: Training, cancel: Arc<AtomicBool>) -> Result<(), String> {
+        let manifest = &training.base.manifest;
+        let key = Key { model: manifest.name.clone(), task: training.task.clone(), layout: manifest.layout };
+        if let Some(control) = training.terms.control {
+            training.plan.correction = self.correction(client, &key, control).await?;
         }
-        let outbox = self.outbox.clone();
-        let work = move || train(&package, samples, &plan, &cancel, |a, payload| outbox.put(id, &a, &payload));
+        let run = Run {
+            plan: training.plan.clone(),
+            loss_base: training.terms.loss_base,
+            until: training.terms.accept_partial.then(|| training.deadline.end_of_training()),
+            cancel: cancel.clone(),
+        };
+        let job = self.learner.train(client, &training.base, run).await?;
+        let (outbox, memory) = (self.outbox.clone(), self.memory.clone());
+        // In one go, so that what was trained is held by one of few blocking threads, not by waiting tasks.
+        let work = move || {
+            let trained = job()?;
+            if cancel.load(Ordering::Relaxed) {
+                return Err("it was given up".to_owned());
+            }
+            let id = training.id;
+            persist(&outbox, &memory, key, training, trained)?;
+            // Given up while it was written: whoever gave it up looked for it before it was there.
+            if cancel.load(Ordering::Relaxed) {
+                outbox.discard(id);
+            }
+            Ok(())
+        };
         tokio::task::spawn_blocking(work).await.map_err(|e| format!("training was interrupted: {e}"))?
     }
 
-    /// Evaluates a version on the held-out samples: in float, and as this node serves it.
+    /// Evaluates a version.
     ///
     /// # Errors
     /// A sentence for the coordinator and the log.
     pub async fn evaluate(
         &self,
-        client: &FederationClient<Channel>,
+        client: &Client,
         id: AssignmentId,
         version: &Version,
         int8_tolerance: f64,
     ) -> Result<EvaluationReport, String> {
-        let serving = self.versions.serve(client, version, int8_tolerance).await.map_err(|e| e.to_string())?;
-        let package = self.versions.package(client, version).await.map_err(|e| e.to_string())?;
-        let samples = self.samples.held_out_set(&version.manifest.name).await.map_err(|e| e.to_string())?;
-        if samples.is_empty() {
-            return Err(format!("no held-out samples for model {:?}", version.manifest.name));
-        }
-        let work = move || evaluate(&package, &serving, samples, id);
-        tokio::task::spawn_blocking(work).await.map_err(|e| format!("evaluation was interrupted: {e}"))?
+        let evaluated = self.learner.evaluate(client, version, int8_tolerance).await?;
+        Ok(EvaluationReport {
+            assignment_id: id.0.to_vec(),
+            examples: evaluated.examples,
+            correct_float: evaluated.correct_float,
+            correct_served: evaluated.correct_served,
+            loss: evaluated.loss,
+            precision: evaluated.precision,
+        })
+    }
+
+    /// Makes what a counted update left behind valid and forgets the update. Blocks.
+    ///
+    /// # Errors
+    /// [`RecordError`]: has to be done again before the next training of its task.
+    pub fn keep(&self, id: AssignmentId) -> Result<(), RecordError> {
+        self.outbox.keep(id, &self.memory)
+    }
+
+    /// SCAFFOLD's c − c_i; none where both are zero.
+    async fn correction(&self, client: &Client, key: &Key, control: Control) -> Result<Option<Arc<[f32]>>, String> {
+        let fetched = match control {
+            Control::Zeros => None,
+            Control::File { digest, size_bytes } => {
+                let fetched = self.downloads.fetch(client, digest, size_bytes, None).await;
+                Some(fetched.map_err(|e| format!("the task's control variate: {e}"))?)
+            }
+        };
+        let (memory, key) = (self.memory.clone(), key.clone());
+        let work = move || {
+            let server = fetched.as_ref().map(|fetched| read_values(fetched.path())).transpose();
+            let server = server.map_err(|e| format!("the task's control variate: {e}"))?;
+            memory.correction(&key, server).map(|c| c.map(Arc::from)).map_err(|e| e.to_string())
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|e| format!("reading was interrupted: {e}"))?
     }
 }
 
-fn train(
-    package: &Package,
-    samples: Vec<Sample>,
-    plan: &Plan,
-    cancel: &AtomicBool,
-    keep: impl FnOnce(Announcement, Vec<u8>) -> Result<(), super::outbox::OutboxError>,
-) -> Result<(), String> {
-    let started = Instant::now();
-    let data = dataset(package, samples).map_err(|e| e.to_string())?;
-    let outcome = training::train(&package.model, &data, plan, &|_| {}, cancel).map_err(|e| e.to_string())?;
-    let base = package.model.weights();
-    let payload: Vec<u8> =
-        outcome.weights.values().iter().zip(base.values()).flat_map(|(new, old)| (new - old).to_le_bytes()).collect();
+fn read_values(path: &Path) -> std::io::Result<Vec<f32>> {
+    let bytes = std::fs::read(path)?;
+    Ok(bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
+}
+
+/// Encodes what was trained and puts it on disk with what it leaves behind.
+fn persist(outbox: &Outbox, memory: &Memory, key: Key, training: Training, mut trained: Trained) -> Result<(), String> {
+    let Training { id, plan, terms, base, .. } = training;
+    let lossy = terms.coding.encoding != Encoding::F32;
+    if lossy {
+        memory.add_residual(&key, &mut trained.delta).map_err(|e| e.to_string())?;
+    }
+    let mut draft = outbox.draft().map_err(|e| e.to_string())?;
+    let control = encoding::encode(&mut trained, &plan, &terms, id, draft.body()).map_err(|e| e.to_string())?;
+    // From here on `delta` holds what was lost.
+    let leftover = Leftover { residual: lossy.then_some(&trained.delta[..]), control: control.as_deref() };
+    let values = trained.delta.len();
     let announcement = Announcement {
-        schema: SCHEMA,
-        base: package.manifest.digest,
-        layout: package.manifest.layout,
-        sha256: Digest::of(&payload),
-        examples: outcome.examples.min(MAX_EXAMPLES),
-        steps: outcome.steps,
-        loss_first: outcome.loss_first,
-        loss_last: outcome.loss_last,
-        duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        key,
+        base: base.manifest.digest,
+        coding: terms.coding,
+        examples: trained.examples.min(MAX_EXAMPLES),
+        metrics: trained.metrics,
     };
-    keep(announcement, payload).map_err(|e| e.to_string())
+    let bytes = outbox.put(id, announcement, draft, leftover).map_err(|e| e.to_string())?;
+    tracing::info!(assignment = %id, values, bytes, coding = %name(&terms.coding), "update ready");
+    Ok(())
 }
 
-fn evaluate(
-    package: &Package,
-    serving: &Serving,
-    samples: Vec<Sample>,
-    id: AssignmentId,
-) -> Result<EvaluationReport, String> {
-    let correct_served = served_correctly(serving, &samples)?;
-    let data = dataset(package, samples).map_err(|e| e.to_string())?;
-    let float = training::evaluate(&package.model, &data).map_err(|e| e.to_string())?;
-    Ok(EvaluationReport {
-        assignment_id: id.0.to_vec(),
-        examples: float.examples,
-        correct_float: float.correct,
-        correct_served,
-        loss: float.loss,
-        precision: serving.precision().name().to_owned(),
-    })
+fn name(coding: &Coding) -> String {
+    format!("{}{}", coding.encoding, if coding.zstd { "+zstd" } else { "" })
 }
 
-fn served_correctly(serving: &Serving, samples: &[Sample]) -> Result<u64, String> {
-    let mut correct = 0;
-    for batch in samples.chunks(64) {
-        let inputs: Vec<f32> = batch.iter().flat_map(|s| s.input.iter().copied()).collect();
-        let answer = serving.run(&inputs).map_err(|e| e.to_string())?;
-        let classes = serving.output().sample_len().max(1);
-        for (sample, logits) in batch.iter().zip(answer.values.chunks(classes)) {
-            let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(class, _)| class);
-            correct += u64::from(best == Some(sample.label as usize));
-        }
-    }
-    Ok(correct)
-}
-
-/// The samples as training takes them: preprocessed, flat.
-fn dataset(package: &Package, samples: Vec<Sample>) -> Result<Dataset, TrainingError> {
-    let shape = package.model.input().sample_shape();
-    let labels = samples.iter().map(|s| s.label).collect();
-    let mut inputs: Vec<f32> = samples.into_iter().flat_map(|s| s.input).collect();
-    package.manifest.preprocessing.apply(&mut inputs, &shape);
-    Dataset::new(inputs, labels, shape)
-}
+#[cfg(test)]
+#[path = "work_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub(crate) mod tests;

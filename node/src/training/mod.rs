@@ -51,13 +51,16 @@ pub struct Progress {
 pub struct Outcome {
     /// The trained parameters and the updated BatchNormalization statistics.
     pub weights: Weights,
-    /// Examples of one epoch: the weight of this outcome in a mean over nodes.
+    /// Examples of one epoch: the weight of this outcome in a mean over nodes, also where training stopped early (Li et
+    /// al. 2020, algorithm 2, and FedNova weigh by a node's data, whatever its work).
     pub examples: u64,
-    /// Steps that were taken.
+    /// Steps that were taken, at least 1.
     pub steps: u64,
-    /// Mean loss over the first epoch, in nats; each batch's is measured before its step.
+    /// Whether training was stopped before the plan's last step.
+    pub partial: bool,
+    /// Mean loss over the first epoch, or what was trained of it, in nats; each batch's is measured before its step.
     pub loss_first: f32,
-    /// Mean loss over the last epoch, in nats.
+    /// Mean loss over the last epoch that was begun, in nats.
     pub loss_last: f32,
 }
 
@@ -94,9 +97,25 @@ pub fn train(
     progress: &(dyn Fn(Progress) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Outcome, TrainingError> {
+    train_until(model, data, plan, progress, cancel, &|| false)
+}
+
+/// As [`train`], but ends early, with what was trained until then, once `enough` says so: it is asked before each step,
+/// and heeded from the second step on.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_until(
+    model: &Model,
+    data: &Dataset,
+    plan: &Plan,
+    progress: &(dyn Fn(Progress) + Sync),
+    cancel: &AtomicBool,
+    enough: &(dyn Fn() -> bool + Sync),
+) -> Result<Outcome, TrainingError> {
     plan.validate()?;
     data.check_shape(model)?;
-    pool::run(plan.threads, || trainer::train(model, data, plan, progress, cancel))
+    pool::run(plan.threads, || trainer::train(model, data, plan, progress, cancel, enough))
 }
 
 /// Asks the model about each sample and compares with the labels; on one low-priority thread.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fedge_models::{Layout, ParameterClass, Weights};
 
 use super::TrainingError;
-use super::backend::{Plain, PlainTensor, Precision, Taped, Tensor, leaf, tensor, tensor_from_f64, to_f64};
+use super::backend::{Plain, PlainTensor, Precision, Taped, Tensor, leaf, tensor, tensor_from_f64};
 
 /// Every exchanged parameter, in the layout's order. They live off the tape; a step lifts them onto it.
 pub(super) struct Parameters {
@@ -68,11 +68,11 @@ impl Parameters {
         self.list.iter().map(|parameter| parameter.values.clone()).collect()
     }
 
-    /// Back to flat weights. `None` where a number is not finite.
+    /// Back to flat weights; single precision alone. `None` where a number is not finite.
     pub(super) fn into_weights(self) -> Option<Weights> {
         let mut values = Vec::with_capacity(self.layout.exchanged_len());
         for parameter in self.list {
-            values.extend(to_f64(parameter.values).into_iter().map(|value| value as f32));
+            values.extend_from_slice(parameter.values.to_contiguous().storage::<f32>());
         }
         Weights::new(self.layout, values).ok()
     }

@@ -1,6 +1,8 @@
 //! What a training run should do: loss, optimizer, epochs, batches, seed; and the ranges that are accepted.
 //! How a step applies them is in `loss`, `optimizer` and `trainer`.
 
+use std::sync::Arc;
+
 use super::TrainingError;
 
 /// Most examples of one batch.
@@ -24,6 +26,10 @@ pub struct Plan {
     /// FedProx's μ ≥ 0: adds μ/2·‖w − w₀‖² to the loss, w₀ being the weights that the run starts from; 0 = FedAvg.
     /// (Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, eq. 2.)
     pub proximal_mu: f32,
+    /// SCAFFOLD's c − c_i, added to every gradient: one finite value an exchanged parameter, in the layout's order; what
+    /// stands for a statistic is not looked at. (Karimireddy et al., SCAFFOLD, ICML 2020, algorithm 1, line 10.) The
+    /// algorithm is one of plain descent, so momentum is refused beside it.
+    pub correction: Option<Arc<[f32]>>,
     /// Threads of the run's own pool, `1..=`[`MAX_THREADS`].
     pub threads: usize,
 }
@@ -61,6 +67,14 @@ impl Plan {
         }
         not_negative("weight_decay", weight_decay)?;
         not_negative("proximal_mu", self.proximal_mu)?;
+        if let Some(correction) = &self.correction {
+            if momentum != 0.0 {
+                return Err(refused("momentum", format!("is {momentum}; beside a correction give 0")));
+            }
+            if let Some(index) = correction.iter().position(|value| !value.is_finite()) {
+                return Err(refused("correction", format!("is not finite at value {index}; give finite numbers")));
+            }
+        }
         if self.epochs == 0 {
             return Err(refused("epochs", "is 0; give at least 1".to_owned()));
         }
@@ -105,6 +119,7 @@ mod tests {
             batch_size: 32,
             seed: 0,
             proximal_mu: 0.0,
+            correction: None,
             threads: 1,
         }
     }
@@ -132,6 +147,8 @@ mod tests {
             ("weight_decay", sgd(0.1, 0.0, f32::NAN)),
             ("proximal_mu", Plan { proximal_mu: -1.0, ..plan() }),
             ("proximal_mu", Plan { proximal_mu: f32::NAN, ..plan() }),
+            ("momentum", Plan { correction: Some([0.0].into()), ..plan() }),
+            ("correction", Plan { correction: Some([0.0, f32::NAN].into()), ..sgd(0.1, 0.0, 0.0) }),
             ("epochs", Plan { epochs: 0, ..plan() }),
             ("batch_size", Plan { batch_size: 0, ..plan() }),
             ("batch_size", Plan { batch_size: MAX_BATCH_SIZE + 1, ..plan() }),

@@ -2,6 +2,7 @@
 //! Runs on the calling thread; `pool` decides which thread that is.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::AutodiffBackend;
@@ -24,7 +25,10 @@ const EVALUATION_BATCH: usize = 128;
 /// A model while it is trained.
 pub(super) struct Session<'m> {
     model: &'m Model,
-    start: Weights,
+    /// FedProx's w₀; empty where the plan has no proximal term.
+    start: Vec<f32>,
+    /// SCAFFOLD's c − c_i; empty where the plan has none.
+    correction: Arc<[f32]>,
     parameters: Parameters,
     optimizer: Sgd,
     /// One program a batch size: the plan's, and that of an epoch's last batch.
@@ -34,10 +38,17 @@ pub(super) struct Session<'m> {
 impl<'m> Session<'m> {
     /// Starts from the model's own weights. The plan must be valid.
     pub(super) fn new(model: &'m Model, plan: &Plan) -> Result<Session<'m>, TrainingError> {
+        let expected = model.layout().exchanged_len();
+        if let Some(given) = plan.correction.as_ref().map(|c| c.len()).filter(|&given| given != expected) {
+            let problem = format!("has {given} values, but the model exchanges {expected}; give one for each");
+            return Err(TrainingError::Plan { field: "correction", problem });
+        }
+        let correction = plan.correction.clone().unwrap_or_default();
         let start = model.weights();
         let parameters = Parameters::from_weights(&start, Precision::Single)?;
         let optimizer = Sgd::new(plan.optimizer, plan.proximal_mu, parameters.list.len());
-        Ok(Session { model, start, parameters, optimizer, programs: HashMap::new() })
+        let start = if plan.proximal_mu == 0.0 { Vec::new() } else { start.into_values() };
+        Ok(Session { model, start, correction, parameters, optimizer, programs: HashMap::new() })
     }
 
     /// The program for batches of this size, compiled when it is first asked for.
@@ -62,13 +73,15 @@ impl<'m> Session<'m> {
         if !loss.is_finite() {
             return Ok(loss);
         }
-        let ranges = self.start.layout().exchanged().map(|(_, range)| range);
+        let ranges = self.model.layout().exchanged().map(|(_, range)| range);
         for (index, ((parameter, gradient), range)) in
             self.parameters.list.iter_mut().zip(gradients).zip(ranges).enumerate()
         {
-            let Some(gradient) = gradient.map(|gradient| gradient.to_contiguous()) else { continue };
-            let start = self.start.values().get(range).unwrap_or_default();
-            self.optimizer.step(index, parameter.values.storage_mut::<f32>(), gradient.storage::<f32>(), start);
+            let Some(mut gradient) = gradient.map(|gradient| gradient.to_contiguous()) else { continue };
+            let start = self.start.get(range.clone()).unwrap_or_default();
+            let correction = self.correction.get(range).unwrap_or_default();
+            let (values, gradient) = (parameter.values.storage_mut::<f32>(), gradient.storage_mut::<f32>());
+            self.optimizer.step(index, values, gradient, start, correction);
         }
         for batch in statistics {
             self.follow(batch);
@@ -137,18 +150,24 @@ pub(super) fn train(
     plan: &Plan,
     progress: &(dyn Fn(Progress) + Sync),
     cancel: &AtomicBool,
+    enough: &(dyn Fn() -> bool + Sync),
 ) -> Result<Outcome, TrainingError> {
     let mut session = Session::new(model, plan)?;
     let batch_size = (plan.batch_size as usize).min(data.len());
     data.check_labels(session.program(batch_size)?.classes())?;
     let steps_total = u64::from(plan.epochs) * data.len().div_ceil(batch_size) as u64;
-    let mut step = 0;
+    let (mut step, mut partial) = (0, false);
     let (mut loss_first, mut loss_last) = (0.0, 0.0);
-    for epoch in 1..=plan.epochs {
-        let mut loss_sum = 0.0;
+    'epochs: for epoch in 1..=plan.epochs {
+        let (mut loss_sum, mut samples) = (0.0, 0);
         for indices in shuffled(data.len(), plan.seed, epoch).chunks(batch_size) {
             if cancel.load(Ordering::Relaxed) {
                 return Err(TrainingError::Cancelled { steps: step });
+            }
+            // Asked before the first step too, so that the caller sees how long each step takes.
+            if enough() && step > 0 {
+                partial = true;
+                break 'epochs;
             }
             let (inputs, labels) = data.batch(indices);
             let loss = session.step(inputs, &labels)?;
@@ -157,16 +176,17 @@ pub(super) fn train(
                 return Err(TrainingError::Diverged { step, epoch, what: "the loss" });
             }
             loss_sum += loss * indices.len() as f64;
+            samples += indices.len();
+            loss_last = (loss_sum / samples as f64) as f32;
+            if epoch == 1 {
+                loss_first = loss_last;
+            }
             progress(Progress { epoch, epochs: plan.epochs, step, steps: steps_total, loss: loss as f32 });
-        }
-        loss_last = (loss_sum / data.len() as f64) as f32;
-        if epoch == 1 {
-            loss_first = loss_last;
         }
     }
     let weights =
         session.into_weights().ok_or(TrainingError::Diverged { step, epoch: plan.epochs, what: "a weight" })?;
-    Ok(Outcome { weights, examples: data.len() as u64, steps: step, loss_first, loss_last })
+    Ok(Outcome { weights, examples: data.len() as u64, steps: step, partial, loss_first, loss_last })
 }
 
 /// The order of an epoch's examples: Fisher and Yates's shuffle (Durstenfeld 1964) by ChaCha8 of the seed, one stream

@@ -114,7 +114,7 @@ pub struct EvaluateAssignment {
     #[prost(uint64, tag = "5")]
     pub deadline_ms: u64,
 }
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TrainingPlan {
     /// Passes over the local data, 1..1000.
     #[prost(uint32, tag = "1")]
@@ -129,6 +129,18 @@ pub struct TrainingPlan {
     /// FedProx's mu; 0 switches the proximal term off.
     #[prost(float, tag = "6")]
     pub proximal_mu: f32,
+    /// How the update's values are written.
+    #[prost(message, optional, tag = "7")]
+    pub coding: ::core::option::Option<Coding>,
+    /// At the deadline the node sends what it has trained so far, instead of nothing.
+    #[prost(bool, tag = "8")]
+    pub accept_partial: bool,
+    /// The node reports the base's mean loss on its training samples (q-FedAvg).
+    #[prost(bool, tag = "9")]
+    pub loss_base: bool,
+    /// SCAFFOLD: the node keeps a control variate of its own and corrects each step by (server's - own).
+    #[prost(message, optional, tag = "10")]
+    pub control: ::core::option::Option<ControlVariate>,
     #[prost(oneof = "training_plan::Optimizer", tags = "5")]
     pub optimizer: ::core::option::Option<training_plan::Optimizer>,
 }
@@ -139,6 +151,14 @@ pub mod training_plan {
         #[prost(message, tag = "5")]
         Sgd(super::Sgd),
     }
+}
+/// The server's control variate: little-endian f32, one an exchanged parameter. An empty digest: all zeros.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ControlVariate {
+    #[prost(bytes = "vec", tag = "1")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub size_bytes: u64,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Sgd {
@@ -153,7 +173,54 @@ pub struct Sgd {
 pub struct DownloadRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub digest: ::prost::alloc::vec::Vec<u8>,
+    /// Bytes of the transfer that the node holds already.
     #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// Digest of another version that the node holds: a delta against it will do. Empty: the whole file.
+    #[prost(bytes = "vec", tag = "3")]
+    pub held: ::prost::alloc::vec::Vec<u8>,
+    /// What `offset` counts in: the form of the transfer that broke off.
+    #[prost(enumeration = "Form", tag = "4")]
+    pub form: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DownloadReply {
+    #[prost(oneof = "download_reply::Part", tags = "1, 2")]
+    pub part: ::core::option::Option<download_reply::Part>,
+}
+/// Nested message and enum types in `DownloadReply`.
+pub mod download_reply {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Part {
+        #[prost(message, tag = "1")]
+        Begin(super::DownloadBegin),
+        #[prost(message, tag = "2")]
+        Chunk(super::super::super::model::v1::Chunk),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DownloadBegin {
+    #[prost(enumeration = "Form", tag = "1")]
+    pub form: i32,
+    /// Size of the whole transfer in this form.
+    #[prost(uint64, tag = "2")]
+    pub size_bytes: u64,
+    /// Where the chunks begin: what was asked for, or 0 where the transfer has to begin again.
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FindUploadRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub assignment_id: ::prost::alloc::vec::Vec<u8>,
+    /// SHA-256 of the whole payload.
+    #[prost(bytes = "vec", tag = "2")]
+    pub sha256: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FindUploadReply {
+    /// Bytes that are there.
+    #[prost(uint64, tag = "1")]
     pub offset: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -185,13 +252,31 @@ pub struct UploadBegin {
     pub layout: ::prost::alloc::vec::Vec<u8>,
     #[prost(uint64, tag = "4")]
     pub size_bytes: u64,
-    #[prost(enumeration = "Encoding", tag = "5")]
-    pub encoding: i32,
+    #[prost(message, optional, tag = "5")]
+    pub coding: ::core::option::Option<Coding>,
     /// Weight in the average: samples trained on, 1..2^20.
     #[prost(uint64, tag = "6")]
     pub examples: u64,
     #[prost(message, optional, tag = "7")]
     pub metrics: ::core::option::Option<TrainingMetrics>,
+    /// SHA-256 of the whole payload.
+    #[prost(bytes = "vec", tag = "8")]
+    pub sha256: ::prost::alloc::vec::Vec<u8>,
+    /// Where the chunks begin: what FindUpload said, or 0.
+    #[prost(uint64, tag = "9")]
+    pub offset: u64,
+}
+/// How the deltas of the exchanged parameters are written, in layout order.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Coding {
+    #[prost(enumeration = "Encoding", tag = "1")]
+    pub encoding: i32,
+    /// Share of the values that top-k keeps, above 0, at most 1.
+    #[prost(float, tag = "2")]
+    pub top_k: f32,
+    /// Compressed by zstd on top.
+    #[prost(bool, tag = "3")]
+    pub zstd: bool,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct TrainingMetrics {
@@ -203,10 +288,16 @@ pub struct TrainingMetrics {
     pub loss_last: f32,
     #[prost(uint64, tag = "4")]
     pub duration_ms: u64,
+    /// Mean loss of the base version on the training samples, where the plan asks for it.
+    #[prost(float, optional, tag = "5")]
+    pub loss_base: ::core::option::Option<f32>,
+    /// Training stopped at the deadline, before its last epoch ended.
+    #[prost(bool, tag = "6")]
+    pub partial: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UploadCommit {
-    /// SHA-256 of the whole payload.
+    /// SHA-256 of the whole payload, as in `begin`.
     #[prost(bytes = "vec", tag = "1")]
     pub sha256: ::prost::alloc::vec::Vec<u8>,
 }
@@ -275,10 +366,46 @@ impl Loss {
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
+pub enum Form {
+    Unspecified = 0,
+    Whole = 1,
+    /// A delta against the version `held`.
+    Delta = 2,
+}
+impl Form {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FORM_UNSPECIFIED",
+            Self::Whole => "FORM_WHOLE",
+            Self::Delta => "FORM_DELTA",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FORM_UNSPECIFIED" => Some(Self::Unspecified),
+            "FORM_WHOLE" => Some(Self::Whole),
+            "FORM_DELTA" => Some(Self::Delta),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
 pub enum Encoding {
     Unspecified = 0,
-    /// Little-endian f32 deltas of the exchanged parameters, in layout order.
+    /// Little-endian f32.
     F32 = 1,
+    /// IEEE 754 binary16.
+    F16 = 2,
+    /// Stochastically rounded to 8 bits, a scale a block.
+    Int8 = 3,
+    /// The largest values alone, with their indices.
+    TopK = 4,
 }
 impl Encoding {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -289,6 +416,9 @@ impl Encoding {
         match self {
             Self::Unspecified => "ENCODING_UNSPECIFIED",
             Self::F32 => "ENCODING_F32",
+            Self::F16 => "ENCODING_F16",
+            Self::Int8 => "ENCODING_INT8",
+            Self::TopK => "ENCODING_TOP_K",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -296,6 +426,9 @@ impl Encoding {
         match value {
             "ENCODING_UNSPECIFIED" => Some(Self::Unspecified),
             "ENCODING_F32" => Some(Self::F32),
+            "ENCODING_F16" => Some(Self::F16),
+            "ENCODING_INT8" => Some(Self::Int8),
+            "ENCODING_TOP_K" => Some(Self::TopK),
             _ => None,
         }
     }
@@ -457,14 +590,12 @@ pub mod federation_client {
                 .insert(GrpcMethod::new("fedge.federation.v1.Federation", "Heartbeat"));
             self.inner.unary(req, path, codec).await
         }
-        /// The ONNX file of a version, by digest, from an offset.
+        /// A file by digest: a version's ONNX file, or a task's control variate. Begin, then chunks from the offset that it names.
         pub async fn download(
             &mut self,
             request: impl tonic::IntoRequest<super::DownloadRequest>,
         ) -> std::result::Result<
-            tonic::Response<
-                tonic::codec::Streaming<super::super::super::model::v1::Chunk>,
-            >,
+            tonic::Response<tonic::codec::Streaming<super::DownloadReply>>,
             tonic::Status,
         > {
             self.inner
@@ -483,6 +614,31 @@ pub mod federation_client {
             req.extensions_mut()
                 .insert(GrpcMethod::new("fedge.federation.v1.Federation", "Download"));
             self.inner.server_streaming(req, path, codec).await
+        }
+        /// How much of an update the coordinator holds already: where a broken upload goes on.
+        pub async fn find_upload(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FindUploadRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FindUploadReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/fedge.federation.v1.Federation/FindUpload",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("fedge.federation.v1.Federation", "FindUpload"));
+            self.inner.unary(req, path, codec).await
         }
         /// One update: begin, chunks, commit. The receipt means that it is on the coordinator's disk.
         pub async fn upload(
@@ -586,18 +742,20 @@ pub mod federation_server {
         ) -> std::result::Result<tonic::Response<super::HeartbeatReply>, tonic::Status>;
         /// Server streaming response type for the Download method.
         type DownloadStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<
-                    super::super::super::model::v1::Chunk,
-                    tonic::Status,
-                >,
+                Item = std::result::Result<super::DownloadReply, tonic::Status>,
             >
             + std::marker::Send
             + 'static;
-        /// The ONNX file of a version, by digest, from an offset.
+        /// A file by digest: a version's ONNX file, or a task's control variate. Begin, then chunks from the offset that it names.
         async fn download(
             &self,
             request: tonic::Request<super::DownloadRequest>,
         ) -> std::result::Result<tonic::Response<Self::DownloadStream>, tonic::Status>;
+        /// How much of an update the coordinator holds already: where a broken upload goes on.
+        async fn find_upload(
+            &self,
+            request: tonic::Request<super::FindUploadRequest>,
+        ) -> std::result::Result<tonic::Response<super::FindUploadReply>, tonic::Status>;
         /// One update: begin, chunks, commit. The receipt means that it is on the coordinator's disk.
         async fn upload(
             &self,
@@ -830,7 +988,7 @@ pub mod federation_server {
                         T: Federation,
                     > tonic::server::ServerStreamingService<super::DownloadRequest>
                     for DownloadSvc<T> {
-                        type Response = super::super::super::model::v1::Chunk;
+                        type Response = super::DownloadReply;
                         type ResponseStream = T::DownloadStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,
@@ -865,6 +1023,51 @@ pub mod federation_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/fedge.federation.v1.Federation/FindUpload" => {
+                    #[allow(non_camel_case_types)]
+                    struct FindUploadSvc<T: Federation>(pub Arc<T>);
+                    impl<
+                        T: Federation,
+                    > tonic::server::UnaryService<super::FindUploadRequest>
+                    for FindUploadSvc<T> {
+                        type Response = super::FindUploadReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FindUploadRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Federation>::find_upload(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FindUploadSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -79,7 +79,7 @@ pub struct Task {
     pub specification: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub model_name: ::prost::alloc::string::String,
-    /// "running", "finished", "failed", "cancelled".
+    /// "running", "paused", "finished", "failed", "cancelled".
     #[prost(string, tag = "4")]
     pub state: ::prost::alloc::string::String,
     #[prost(uint64, tag = "5")]
@@ -111,6 +111,16 @@ pub struct ListTasksReply {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ShowTaskRequest {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseTaskRequest {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeTaskRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
@@ -181,7 +191,7 @@ pub struct RoundSummary {
 pub struct NodeRound {
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
-    /// "trained", "declined", "lost", "late".
+    /// "trained", "partial" (trained until the deadline), "declined", "lost", "late".
     #[prost(string, tag = "2")]
     pub outcome: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]
@@ -205,6 +215,9 @@ pub struct NodeRound {
     pub precision: ::prost::alloc::string::String,
     #[prost(string, tag = "12")]
     pub reason: ::prost::alloc::string::String,
+    /// Versions between the one that was trained and the newest; 0 in synchronous rounds.
+    #[prost(uint64, tag = "13")]
+    pub staleness: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListNodesRequest {}
@@ -498,6 +511,49 @@ pub mod operators_client {
                 .insert(GrpcMethod::new("fedge.operators.v1.Operators", "WatchTask"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// No new round begins; the one under way is finished.
+        pub async fn pause_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PauseTaskRequest>,
+        ) -> std::result::Result<tonic::Response<super::Task>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/fedge.operators.v1.Operators/PauseTask",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("fedge.operators.v1.Operators", "PauseTask"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn resume_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumeTaskRequest>,
+        ) -> std::result::Result<tonic::Response<super::Task>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/fedge.operators.v1.Operators/ResumeTask",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("fedge.operators.v1.Operators", "ResumeTask"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn cancel_task(
             &mut self,
             request: impl tonic::IntoRequest<super::CancelTaskRequest>,
@@ -603,6 +659,15 @@ pub mod operators_server {
             &self,
             request: tonic::Request<super::WatchTaskRequest>,
         ) -> std::result::Result<tonic::Response<Self::WatchTaskStream>, tonic::Status>;
+        /// No new round begins; the one under way is finished.
+        async fn pause_task(
+            &self,
+            request: tonic::Request<super::PauseTaskRequest>,
+        ) -> std::result::Result<tonic::Response<super::Task>, tonic::Status>;
+        async fn resume_task(
+            &self,
+            request: tonic::Request<super::ResumeTaskRequest>,
+        ) -> std::result::Result<tonic::Response<super::Task>, tonic::Status>;
         async fn cancel_task(
             &self,
             request: tonic::Request<super::CancelTaskRequest>,
@@ -1003,6 +1068,96 @@ pub mod operators_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/fedge.operators.v1.Operators/PauseTask" => {
+                    #[allow(non_camel_case_types)]
+                    struct PauseTaskSvc<T: Operators>(pub Arc<T>);
+                    impl<
+                        T: Operators,
+                    > tonic::server::UnaryService<super::PauseTaskRequest>
+                    for PauseTaskSvc<T> {
+                        type Response = super::Task;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PauseTaskRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operators>::pause_task(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PauseTaskSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/fedge.operators.v1.Operators/ResumeTask" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumeTaskSvc<T: Operators>(pub Arc<T>);
+                    impl<
+                        T: Operators,
+                    > tonic::server::UnaryService<super::ResumeTaskRequest>
+                    for ResumeTaskSvc<T> {
+                        type Response = super::Task;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResumeTaskRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operators>::resume_task(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumeTaskSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::stream::Dialled;
 use super::trouble::explain;
-use super::{ConnectError, TlsError, Trust, client_config};
+use super::{CLIENT_WINDOW_BYTES, ConnectError, MAX_FRAME_BYTES, TlsError, Trust, client_config};
 use crate::identity::{Role, SharedIdentity};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -144,6 +144,9 @@ impl Dialler {
         let scheme = if matches!(*self.credentials, Credentials::Plaintext) { "http" } else { "https" };
         let endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.address)).map_err(|e| invalid(chain(&e)))?;
         Ok(endpoint
+            .initial_stream_window_size(CLIENT_WINDOW_BYTES)
+            .initial_connection_window_size(CLIENT_WINDOW_BYTES)
+            .max_frame_size(MAX_FRAME_BYTES)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true))

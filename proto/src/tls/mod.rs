@@ -20,6 +20,15 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
 
+/// Largest frame of HTTP/2 that our servers and clients accept. With 64 KiB instead of the usual 16, a transfer costs 5 to
+/// 10 % less CPU and leaves smaller buffers behind; with 256 KiB the receiver pays again what the sender saves.
+pub const MAX_FRAME_BYTES: u32 = 64 << 10;
+/// Bytes that a server lets be under way to it, a stream and a connection: the most that a connection of unread uploads
+/// holds. Nothing is allocated before it is used. With 64 KiB a transfer costs a fifth more CPU and stalls more often.
+pub const SERVER_WINDOW_BYTES: u32 = 1 << 20;
+/// The same for a client, whose downloads may come from far away: 160 Mbit/s at 100 ms.
+const CLIENT_WINDOW_BYTES: u32 = 2 << 20;
+
 /// The protocol that both ends agree on: gRPC runs over HTTP/2 alone.
 const ALPN: &[u8] = b"h2";
 

@@ -37,7 +37,7 @@ impl<J: Send, R: Send> Crew<J, R> {
     where
         J: 'scope,
         R: 'scope,
-        F: Fn(J, &AtomicBool) -> R + Send + Sync + 'scope,
+        F: Fn(J, &Arc<AtomicBool>) -> R + Send + Sync + 'scope,
     {
         let (orders, received) = mpsc::channel::<Order<J>>();
         let (answer, answers) = mpsc::channel::<Answer<R>>();
@@ -133,7 +133,7 @@ mod tests {
     fn results_are_taken_in_any_order_and_few_lie_about() {
         let finished = AtomicUsize::new(0);
         thread::scope(|scope| {
-            let mut crew = Crew::start(scope, 2, |job: u64, _: &AtomicBool| {
+            let mut crew = Crew::start(scope, 2, |job: u64, _: &Arc<AtomicBool>| {
                 finished.fetch_add(1, Ordering::SeqCst);
                 job * 2
             });
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_job_that_was_given_up_gives_nothing_and_its_flag_is_set() {
         thread::scope(|scope| {
-            let mut crew = Crew::start(scope, 1, |wait: bool, unwanted: &AtomicBool| {
+            let mut crew = Crew::start(scope, 1, |wait: bool, unwanted: &Arc<AtomicBool>| {
                 while wait && !unwanted.load(Ordering::Relaxed) {
                     thread::yield_now();
                 }
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn a_stop_ends_the_wait_and_the_running_jobs() {
         thread::scope(|scope| {
-            let mut crew = Crew::start(scope, 1, |(), unwanted: &AtomicBool| {
+            let mut crew = Crew::start(scope, 1, |(), unwanted: &Arc<AtomicBool>| {
                 while !unwanted.load(Ordering::Relaxed) {
                     thread::yield_now();
                 }
@@ -182,7 +182,7 @@ mod tests {
     fn a_panic_of_a_job_comes_out_where_it_is_waited_for() {
         let caught = catch_unwind(AssertUnwindSafe(|| {
             thread::scope(|scope| {
-                let mut crew = Crew::start(scope, 1, |(), _: &AtomicBool| -> u64 { panic!("a bug") });
+                let mut crew = Crew::start(scope, 1, |(), _: &Arc<AtomicBool>| -> u64 { panic!("a bug") });
                 crew.put((1, 0), ());
                 crew.take((1, 0), &GO)
             })

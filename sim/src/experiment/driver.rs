@@ -1,54 +1,60 @@
 //! The loop of an experiment: feeds the coordinator's `step` with what virtual nodes do, in the order of virtual time.
-//! What to do is decided in `step`; how long it takes, in `systems`; the work itself, in `work`, on other threads.
+//! What to do is decided in `step`; what is asked of nodes, and when they are done, is put on the agenda in `issue`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use fedge_coordinator::rounds::fold::Payload;
 use fedge_coordinator::rounds::state::{
-    AssignmentId, Evaluation, Phase, RoundOutcome, RoundRecord, TaskState, TrainedUpdate,
+    AssignmentId, Evaluation, Phase, RoundOutcome, RoundRecord, TaskState, WorkStatus,
 };
 use fedge_coordinator::rounds::step::{self, Admission, Effect, Event, View};
+use fedge_coordinator::rounds::task::TaskSpec;
 use fedge_node::training::Dataset;
 
-use super::aggregation::{Sum, Version};
+use super::aggregation::{self, Version};
 use super::crew::{Crew, Key};
 use super::fleet::Fleet;
 use super::report::{News, Round, Score};
-use super::systems::{Load, Schedule};
 use super::tally::{self, Tally};
-use super::work::{Done, Job, Kind, Trained, Training, plan};
-use super::{Experiment, ExperimentError, Finished, Trainer};
+use super::work::{Done, Job, Update};
+use super::{Experiment, ExperimentError, Finished};
 
 /// Samples of the test set that one thread asks at a time.
 const TEST_PART: usize = 500;
 
 /// What happens at an instant of virtual time.
 #[derive(Debug)]
-enum Happening {
+pub(super) enum Happening {
     /// An update arrives; its training is the crew's job of the same key.
-    Arrives { assignment: AssignmentId, partial: bool },
-    /// The coordinator notices that a node is gone.
-    Vanishes { node: String },
+    Arrives { assignment: AssignmentId },
+    /// The coordinator notices that the node of an assignment is gone.
+    Vanishes { assignment: AssignmentId },
     /// A node reports its evaluation, the crew's job of the same key.
     Evaluated { assignment: AssignmentId },
 }
 
 /// An experiment that is running.
 pub(super) struct Driver<'a> {
-    experiment: &'a Experiment,
+    pub(super) experiment: &'a Experiment,
+    pub(super) task: Arc<TaskSpec>,
     observer: &'a mut dyn FnMut(News<'_>),
     stop: &'a AtomicBool,
-    crew: Crew<Job, Done>,
-    fleet: Fleet<'a>,
-    state: TaskState,
-    now_ms: u64,
-    agenda: BTreeMap<Key, Happening>,
+    pub(super) crew: Crew<Job, Done>,
+    pub(super) fleet: Fleet<'a>,
+    pub(super) state: TaskState,
+    pub(super) now_ms: u64,
+    pub(super) agenda: BTreeMap<Key, Happening>,
+    /// Assignments that were put on the agenda, or that never will come about.
+    pub(super) scheduled: BTreeMap<AssignmentId, Option<Key>>,
     /// Numbers what was put on the agenda or given to the crew.
-    issued: u64,
-    base: Arc<Version>,
-    sum: Sum,
-    tally: Tally,
+    pub(super) issued: u64,
+    pub(super) base: Arc<Version>,
+    sums: aggregation::Round,
+    /// Updates that came while no round could take them: of an asynchronous task's next buffer.
+    early: BTreeMap<AssignmentId, Payload>,
+    pub(super) tally: Tally,
     rounds: Vec<Round>,
 }
 
@@ -59,19 +65,23 @@ impl<'a> Driver<'a> {
         observer: &'a mut dyn FnMut(News<'_>),
         stop: &'a AtomicBool,
     ) -> Driver<'a> {
-        let base = Version::first(experiment.model.clone());
+        let task = Arc::new(experiment.task.clone());
+        let base = Version::first(experiment.model.clone(), &task);
         Driver {
             fleet: Fleet::new(&experiment.population, &experiment.systems, experiment.seed),
-            state: TaskState::new(format!("{}-1", experiment.task.model), base.id.clone()),
-            sum: Sum::on(base.clone()),
+            state: TaskState::new(format!("{}-1", task.model), base.id.clone()),
+            sums: aggregation::Round::new(task.clone(), &base),
             experiment,
+            task,
             observer,
             stop,
             crew,
             now_ms: 0,
             agenda: BTreeMap::new(),
+            scheduled: BTreeMap::new(),
             issued: 0,
             base,
+            early: BTreeMap::new(),
             tally: Tally::default(),
             rounds: Vec::new(),
         }
@@ -80,10 +90,10 @@ impl<'a> Driver<'a> {
     pub(super) fn run(mut self) -> Result<Finished, ExperimentError> {
         let start = Round::start(self.test()?);
         self.tell(start);
-        self.event(&Event::Tick)?;
+        self.event(&Event::Tick, None)?;
         while !matches!(self.state.phase, Phase::Ended { .. }) {
             if self.stop.load(Ordering::Relaxed) {
-                self.event(&Event::Cancelled)?;
+                self.event(&Event::Cancelled, None)?;
             } else {
                 self.advance()?;
             }
@@ -92,13 +102,13 @@ impl<'a> Driver<'a> {
         Ok(Finished { rounds: self.rounds, model: self.base.model.clone(), stopped })
     }
 
+    pub(super) fn is_asynchronous(&self) -> bool {
+        self.task.strategy.client().asynchronous.is_some()
+    }
+
     /// Goes on to the next instant at which something happens, or at which the coordinator's patience ends.
     fn advance(&mut self) -> Result<(), ExperimentError> {
-        let limit_ms = match &self.state.phase {
-            Phase::Training { deadline_ms, .. } | Phase::Evaluating { deadline_ms, .. } => *deadline_ms,
-            Phase::Waiting { not_before_ms } => *not_before_ms,
-            Phase::Aggregating { .. } | Phase::Ended { .. } => self.now_ms,
-        };
+        let limit_ms = self.patience_ms();
         match self.agenda.first_key_value() {
             Some((key, _)) if key.0 <= limit_ms => {
                 let Some((key, happening)) = self.agenda.pop_first() else { return Ok(()) };
@@ -106,9 +116,10 @@ impl<'a> Driver<'a> {
                 self.happen(key, happening)
             }
             _ => {
-                self.now_ms = self.now_ms.max(limit_ms);
-                let waited = matches!(self.state.phase, Phase::Waiting { .. });
-                self.event(&Event::Tick)?;
+                let was_ms = self.now_ms;
+                self.now_ms = was_ms.max(limit_ms);
+                let waited = matches!(self.state.phase, Phase::Waiting { .. }) && was_ms >= limit_ms;
+                self.event(&Event::Tick, None)?;
                 match waited && matches!(self.state.phase, Phase::Waiting { .. }) {
                     // Everybody is there between rounds, so a round that does not begin now never will.
                     true => Err(self.experiment.too_few_nodes()),
@@ -118,14 +129,32 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// When the coordinator acts though nothing happens: at a deadline, or when a pause is over.
+    fn patience_ms(&self) -> u64 {
+        let wait_ms = self.task.rounds.deadline_s.saturating_mul(1000);
+        match &self.state.phase {
+            Phase::Training { work, .. } if self.is_asynchronous() => {
+                let open = work.values().filter(|work| work.status.is_open());
+                let overdue = open.map(|work| work.issued_ms.saturating_add(wait_ms)).min();
+                // Nobody trains: those that declined are asked again after a pause.
+                overdue.unwrap_or(self.now_ms.saturating_add(1000))
+            }
+            Phase::Training { deadline_ms, .. } | Phase::Evaluating { deadline_ms, .. } => *deadline_ms,
+            Phase::Waiting { not_before_ms } => *not_before_ms,
+            Phase::Aggregating { .. } | Phase::Ended { .. } => self.now_ms,
+        }
+    }
+
     fn happen(&mut self, key: Key, happening: Happening) -> Result<(), ExperimentError> {
         match happening {
-            Happening::Vanishes { node } => {
-                self.fleet.vanish(&node);
-                self.event(&Event::Tick)
+            Happening::Vanishes { assignment } => {
+                if let Some(work) = self.state.work(assignment) {
+                    self.fleet.vanish(&work.node);
+                }
+                self.event(&Event::Tick, None)
             }
-            Happening::Arrives { assignment, partial } => match self.crew.take(key, self.stop) {
-                Some(Done::Trained(result)) => self.arrive(assignment, partial, result),
+            Happening::Arrives { assignment } => match self.crew.take(key, self.stop) {
+                Some(Done::Trained(result)) => self.arrive(assignment, result),
                 _ => Ok(()),
             },
             Happening::Evaluated { assignment } => match self.crew.take(key, self.stop) {
@@ -137,63 +166,54 @@ impl<'a> Driver<'a> {
                         loss: done.loss,
                         precision: "float".to_owned(),
                     };
-                    self.event(&Event::Evaluated(assignment, evaluation))
+                    self.event(&Event::Evaluated(assignment, evaluation), None)
                 }
-                Some(Done::Evaluated(Err(reason))) => self.event(&Event::Declined(assignment, reason)),
+                Some(Done::Evaluated(Err(reason))) => self.event(&Event::Declined(assignment, reason), None),
                 _ => Ok(()),
             },
         }
     }
 
-    /// An update is at the coordinator: admitted, checked, folded, committed, in its order.
-    fn arrive(
-        &mut self,
-        assignment: AssignmentId,
-        partial: bool,
-        result: Result<Trained, String>,
-    ) -> Result<(), ExperimentError> {
+    /// An update is at the coordinator: admitted, checked, committed and folded, in its order.
+    fn arrive(&mut self, assignment: AssignmentId, result: Result<Box<Update>, String>) -> Result<(), ExperimentError> {
         self.tally.came += 1;
         let (round, done, of) = (self.state.round, self.tally.came, self.tally.due);
         (self.observer)(News::Progress { round, done, of });
-        let Trained { delta, update } = match result {
-            Ok(trained) => trained,
-            Err(reason) => return self.event(&Event::Declined(assignment, reason)),
+        let Update { payload, mut facts, leftover } = match result {
+            Ok(update) => *update,
+            Err(reason) => return self.event(&Event::Declined(assignment, reason), None),
         };
-        if step::admit(&self.state, assignment, Some(update.sha256)) != Admission::Open {
-            return Ok(());
+        let Some(work) = self.state.work(assignment) else { return Ok(()) };
+        match step::admit(&self.task, &self.state, assignment, Some(facts.sha256)) {
+            Admission::Open => {}
+            Admission::Stale(versions) => {
+                let reason = format!("its base is {versions} versions old, more than the strategy takes");
+                return self.event(&Event::Declined(assignment, reason), None);
+            }
+            Admission::Duplicate | Admission::Conflict | Admission::Closed => return Ok(()),
         }
-        match self.fold(&delta, &update) {
-            Ok(()) => {
-                if partial {
-                    self.tally.partial.insert(assignment);
+        match self.sums.check(&self.base, work, &facts, &payload) {
+            Err(reason) => self.event(&Event::Declined(assignment, reason), None),
+            Ok(squared_norm) => {
+                facts.squared_norm = squared_norm;
+                // It counts: from now on the node remembers what it left behind.
+                if let (Some((place, ..)), Some(leftover)) = (self.fleet.find(&work.node), leftover) {
+                    self.fleet.remember(place, leftover);
                 }
-                self.event(&Event::UpdateCommitted(assignment, update))
+                self.event(&Event::UpdateCommitted(assignment, facts), Some((assignment, payload)))
             }
-            Err(reason) => self.event(&Event::Declined(assignment, reason)),
         }
     }
 
-    fn fold(&mut self, delta: &[f32], update: &TrainedUpdate) -> Result<(), String> {
-        let folded = self.sum.check(delta, update.examples).and_then(|()| self.sum.add(delta, update.examples));
-        folded.map_err(|error| format!("its update was refused: {error}"))
-    }
-
-    /// Decide, then act.
-    fn event(&mut self, event: &Event) -> Result<(), ExperimentError> {
-        let drawn: BTreeSet<String>;
-        let available = match event {
-            Event::Aggregated(..) => {
-                let Experiment { seed, evaluators, .. } = *self.experiment;
-                drawn = self.fleet.evaluators(seed, self.state.round, evaluators);
-                &drawn
-            }
-            _ => self.fleet.available(),
-        };
+    /// Decide, then act. `came`: the update that the event commits.
+    fn event(&mut self, event: &Event, came: Option<(AssignmentId, Payload)>) -> Result<(), ExperimentError> {
+        let drawn = matches!(event, Event::Aggregated(..)).then(|| self.evaluators());
+        let available = drawn.as_ref().unwrap_or_else(|| self.fleet.available());
         let placeholder = TaskState::new(String::new(), self.base.id.clone());
         let state = std::mem::replace(&mut self.state, placeholder);
         let view = View { now_ms: self.now_ms, available };
         let was = (state.round, std::mem::discriminant(&state.phase));
-        let (next, effects) = step::step(&self.experiment.task, state, event, view);
+        let (next, effects) = step::step(&self.task, state, event, view);
         self.state = next;
         // The round that is over is recorded before the next one, which the same step may have begun, is entered.
         for effect in &effects {
@@ -201,8 +221,17 @@ impl<'a> Driver<'a> {
                 self.record(record)?;
             }
         }
-        if was != (self.state.round, std::mem::discriminant(&self.state.phase)) {
-            self.enter()?;
+        let changed = was != (self.state.round, std::mem::discriminant(&self.state.phase));
+        if changed {
+            self.enter(was.0 != self.state.round);
+        }
+        if let Some((assignment, payload)) = came
+            && !self.sums.fold(&self.base, &self.state, assignment, &payload)
+        {
+            self.early.insert(assignment, payload);
+        }
+        if changed || self.is_asynchronous() {
+            self.issue()?;
         }
         match effects.iter().any(|effect| matches!(effect, Effect::Aggregate { .. })) {
             true => self.aggregate(),
@@ -211,20 +240,40 @@ impl<'a> Driver<'a> {
     }
 
     fn aggregate(&mut self) -> Result<(), ExperimentError> {
-        let event = match self.sum.mint(self.experiment.task.strategy) {
+        let event = match self.sums.mint(&self.base, &self.state) {
             Ok(version) => {
                 self.base = version;
-                Event::Aggregated(self.base.id.clone())
+                Event::Aggregated(self.base.id.clone(), self.base.server.clone())
             }
             Err(error) => Event::AggregationFailed(error.to_string()),
         };
-        self.event(&event)
+        self.event(&event, None)?;
+        // The step above saw the evaluators alone.
+        self.event(&Event::Tick, None)
+    }
+
+    /// Another phase: who vanished during the one before is back. A new round begins with empty sums and the updates that
+    /// came before it.
+    fn enter(&mut self, new_round: bool) {
+        self.fleet.come_back();
+        self.drop_unawaited();
+        if !new_round {
+            return;
+        }
+        self.sums.forget();
+        self.tally = Tally::default();
+        for (assignment, payload) in std::mem::take(&mut self.early) {
+            let awaited = self.state.work(assignment).is_some_and(|w| matches!(w.status, WorkStatus::Trained(_)));
+            if awaited && !self.sums.fold(&self.base, &self.state, assignment, &payload) {
+                self.early.insert(assignment, payload);
+            }
+        }
     }
 
     fn record(&mut self, record: &RoundRecord) -> Result<(), ExperimentError> {
         let mut round = tally::figures(record, &self.tally, self.base.id.number, self.now_ms);
         let every = self.experiment.test_every.max(1);
-        let is_last = record.round >= self.experiment.task.rounds.count;
+        let is_last = record.round >= self.task.rounds.count;
         let made = matches!(record.outcome, RoundOutcome::Aggregated(_));
         if made && (is_last || record.round.is_multiple_of(every)) {
             round.test = self.test()?;
@@ -236,97 +285,6 @@ impl<'a> Driver<'a> {
     fn tell(&mut self, round: Round) {
         (self.observer)(News::Round(&round));
         self.rounds.push(round);
-    }
-
-    /// A phase has begun: what was due in the one before is not any more, and what is asked for now is put on the agenda.
-    fn enter(&mut self) -> Result<(), ExperimentError> {
-        for key in std::mem::take(&mut self.agenda).into_keys() {
-            self.crew.discard(key);
-        }
-        // Who vanished during the training is back when it is over.
-        self.fleet.come_back();
-        match &self.state.phase {
-            Phase::Training { .. } => self.issue_training()?,
-            Phase::Evaluating { .. } => self.issue_evaluation(),
-            Phase::Waiting { .. } | Phase::Aggregating { .. } | Phase::Ended { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn issue_training(&mut self) -> Result<(), ExperimentError> {
-        let Phase::Training { deadline_ms, work, .. } = &self.state.phase else { return Ok(()) };
-        let deadline_ms = *deadline_ms;
-        let cohort: Vec<(AssignmentId, String)> =
-            work.iter().map(|(node, work)| (work.assignment, node.clone())).collect();
-        self.sum = Sum::on(self.base.clone());
-        self.tally = Tally::default();
-        let Experiment { systems, task, seed, .. } = self.experiment;
-        let lots = systems.lots(*seed, self.state.round, cohort.len(), task.training.epochs);
-        for ((assignment, name), lot) in cohort.into_iter().zip(lots) {
-            let Some((place, node, speed)) = self.fleet.find(&name) else { continue };
-            let down = self.down(place);
-            let up = self.base.weights.values().len() as u64 * 4;
-            let load = Load { samples: node.train.len(), epochs: task.training.epochs, down, up };
-            match systems.schedule(self.now_ms, deadline_ms, load, speed, lot, false) {
-                Schedule::Arrives { at_ms, epochs } => {
-                    let job = self.training(place, assignment, epochs)?;
-                    let partial = epochs < task.training.epochs;
-                    self.tally.due += 1;
-                    self.put(at_ms, Happening::Arrives { assignment, partial }, Some(job));
-                }
-                Schedule::Vanishes { at_ms } => self.put(at_ms, Happening::Vanishes { node: name }, None),
-                Schedule::Late => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn training(&self, place: usize, assignment: AssignmentId, epochs: u32) -> Result<Job, ExperimentError> {
-        let Experiment { population, trainer, task, seed, .. } = self.experiment;
-        let rows = population.nodes.get(place).map(|node| node.train.clone()).unwrap_or_default();
-        let examples = rows.len() as u64;
-        let kind = match (trainer, &population.data) {
-            (Trainer::FixedVector, _) => Kind::Vector { seed: *seed, node: place as u64 },
-            (Trainer::Real, None) => return Err(ExperimentError::NoData),
-            (Trainer::Real, Some(data)) => Kind::Samples {
-                data: data.select(rows).map_err(|e| ExperimentError::Plan(e.to_string()))?,
-                plan: plan(&task.training, assignment, epochs).map_err(ExperimentError::Plan)?,
-            },
-        };
-        Ok(Job::Train(Training { base: self.base.clone(), kind, examples }))
-    }
-
-    fn issue_evaluation(&mut self) {
-        let Phase::Evaluating { checks, .. } = &self.state.phase else { return };
-        let asked: Vec<(AssignmentId, String)> = checks.iter().map(|(node, (id, _))| (*id, node.clone())).collect();
-        for (assignment, name) in asked {
-            let Some((place, node, speed)) = self.fleet.find(&name) else { continue };
-            let Some(data) = &self.experiment.population.data else { continue };
-            let Ok(data) = data.select(node.held_out.clone()) else { continue };
-            let down = self.down(place);
-            let at_ms = self.now_ms + self.experiment.systems.evaluation_ms(data.len(), down, speed);
-            let job = Job::Evaluate { model: self.base.model.clone(), data };
-            self.put(at_ms, Happening::Evaluated { assignment }, Some(job));
-        }
-    }
-
-    /// Bytes that a node has to fetch before it works on the newest version.
-    fn down(&mut self, place: usize) -> u64 {
-        let bytes = match self.fleet.fetch(place, self.base.id.number) {
-            true => self.base.model.bytes().len() as u64,
-            false => 0,
-        };
-        self.tally.bytes_down += bytes;
-        bytes
-    }
-
-    fn put(&mut self, at_ms: u64, happening: Happening, job: Option<Job>) {
-        self.issued += 1;
-        let key = (at_ms, self.issued);
-        self.agenda.insert(key, happening);
-        if let Some(job) = job {
-            self.crew.put(key, job);
-        }
     }
 
     /// Asks the newest version about the test set, in parts on all threads; `None` without a test set or when stopped.

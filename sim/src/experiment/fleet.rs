@@ -2,12 +2,14 @@
 //! What they are asked to do is decided in `rounds::step`.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use rand::seq::SliceRandom;
 
 use super::population::{Node, Population};
 use super::random::{Purpose, stream};
 use super::systems::Systems;
+use super::work::Leftover;
 
 /// All nodes at an instant.
 pub(super) struct Fleet<'a> {
@@ -20,6 +22,8 @@ pub(super) struct Fleet<'a> {
     vanished: Vec<String>,
     /// Nodes with held-out samples.
     able: Vec<usize>,
+    /// What nodes' last counted updates left behind, where they left anything.
+    memories: HashMap<usize, Arc<Leftover>>,
 }
 
 impl<'a> Fleet<'a> {
@@ -35,6 +39,7 @@ impl<'a> Fleet<'a> {
             available: trains.map(|node| node.name.clone()).collect(),
             vanished: Vec::new(),
             able: able.map(|(index, _)| index).collect(),
+            memories: HashMap::new(),
             nodes,
         }
     }
@@ -65,6 +70,16 @@ impl<'a> Fleet<'a> {
     /// Everybody is back.
     pub(super) fn come_back(&mut self) {
         self.available.extend(self.vanished.drain(..));
+    }
+
+    /// What a node remembers.
+    pub(super) fn memory(&self, place: usize) -> Option<Arc<Leftover>> {
+        self.memories.get(&place).cloned()
+    }
+
+    /// What a node remembers from now on.
+    pub(super) fn remember(&mut self, place: usize, leftover: Leftover) {
+        self.memories.insert(place, Arc::new(leftover));
     }
 
     /// At most `count` nodes that evaluate after a round, drawn among those that are there and have held-out samples.

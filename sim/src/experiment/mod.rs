@@ -8,6 +8,7 @@ mod aggregation;
 mod crew;
 mod driver;
 mod fleet;
+mod issue;
 pub mod population;
 mod random;
 pub mod report;

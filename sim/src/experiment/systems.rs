@@ -18,7 +18,8 @@ pub struct Systems {
     /// Share of a round's cohort that manages only 1 to E-1 of its E epochs by the deadline, uniformly drawn, `0.0..=1.0`
     /// (Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, §5.2).
     pub stragglers: f64,
-    /// Share of a round's cohort that vanishes during the round and is back for the next one, `0.0..=1.0`.
+    /// Share of a round's cohort that vanishes during the round and is back for the next one, `0.0..=1.0`. In an
+    /// asynchronous task such a node loses its assignment, and is asked again when that is overdue.
     pub dropouts: f64,
     /// Delay of each transfer, milliseconds.
     pub latency_ms: u64,
@@ -144,8 +145,18 @@ impl Systems {
         lots
     }
 
+    /// What befalls a node that is asked on its own, without a cohort: each share is a probability.
+    pub(super) fn lot(&self, seed: u64, number: u64, epochs: u32) -> Lot {
+        let mut random = stream(seed, Purpose::Systems, number, 1);
+        match unit(&mut random) {
+            draw if draw < self.dropouts => Lot::Vanishes(unit(&mut random)),
+            draw if draw < self.dropouts + self.stragglers => Lot::Straggles(partial_epochs(epochs, &mut random)),
+            _ => Lot::Prompt,
+        }
+    }
+
     /// When a node is done that starts now, at `speed`, with `lot`. Where `partial` work counts, what is done by the
-    /// deadline arrives at the deadline.
+    /// deadline arrives just before it.
     pub(super) fn schedule(
         &self,
         now_ms: u64,
@@ -158,7 +169,9 @@ impl Systems {
         let transfer_ms = |bytes: u64| self.latency_ms as f64 + bytes as f64 / self.bandwidth * 1e3;
         let epoch_ms = load.samples as f64 / speed * 1e3;
         let overhead_ms = if load.down > 0 { transfer_ms(load.down) } else { 0.0 } + transfer_ms(load.up);
-        let window_ms = deadline_ms.saturating_sub(now_ms) as f64;
+        // The first event at the deadline closes the round, so that whoever is to be in it comes before.
+        let last_ms = deadline_ms.saturating_sub(1);
+        let window_ms = last_ms.saturating_sub(now_ms) as f64;
         let whole_ms = overhead_ms + f64::from(load.epochs) * epoch_ms;
         let in_time = ((window_ms - overhead_ms) / epoch_ms).floor().max(0.0);
         let done = match lot {
@@ -168,13 +181,16 @@ impl Systems {
             }
             Lot::Straggles(epochs) => in_time.min(f64::from(epochs)),
             Lot::Prompt if whole_ms <= window_ms => {
-                return Schedule::Arrives { at_ms: now_ms + whole_ms.ceil() as u64, epochs: load.epochs };
+                return Schedule::Arrives {
+                    at_ms: (now_ms + whole_ms.ceil() as u64).min(last_ms),
+                    epochs: load.epochs,
+                };
             }
             Lot::Prompt => in_time,
         };
         let epochs = done.min(f64::from(load.epochs)) as u32;
         match partial && epochs >= 1 {
-            true => Schedule::Arrives { at_ms: deadline_ms, epochs },
+            true => Schedule::Arrives { at_ms: last_ms, epochs },
             false => Schedule::Late,
         }
     }
@@ -222,15 +238,15 @@ mod tests {
     fn a_node_that_is_too_slow_is_late_or_sends_the_epochs_that_it_managed() {
         let at = |partial| systems().schedule(0, 5_000, LOAD, 100.0, Lot::Prompt, partial);
         assert_eq!(at(false), Schedule::Late);
-        assert_eq!(at(true), Schedule::Arrives { at_ms: 5_000, epochs: 4 });
+        assert_eq!(at(true), Schedule::Arrives { at_ms: 4_999, epochs: 4 });
     }
 
     #[test]
     fn a_straggler_manages_its_lot_by_the_deadline_whatever_its_speed() {
         let at = |speed, partial| systems().schedule(0, 60_000, LOAD, speed, Lot::Straggles(3), partial);
-        assert_eq!(at(1e6, true), Schedule::Arrives { at_ms: 60_000, epochs: 3 });
+        assert_eq!(at(1e6, true), Schedule::Arrives { at_ms: 59_999, epochs: 3 });
         assert_eq!(at(1e6, false), Schedule::Late);
-        assert_eq!(at(3.0, true), Schedule::Arrives { at_ms: 60_000, epochs: 1 });
+        assert_eq!(at(3.0, true), Schedule::Arrives { at_ms: 59_999, epochs: 1 });
     }
 
     #[test]
@@ -257,6 +273,15 @@ mod tests {
         assert_eq!(drawn[0], 0);
         assert!(drawn[1..].iter().all(|times| (30..70).contains(times)), "{drawn:?}");
         assert_ne!(systems.lots(3, 1, 10, 5), systems.lots(3, 2, 10, 5));
+    }
+
+    #[test]
+    fn without_a_cohort_the_shares_are_probabilities() {
+        let systems = Systems { stragglers: 0.5, dropouts: 0.2, ..Systems::default() };
+        let lots: Vec<Lot> = (0..1000).map(|number| systems.lot(3, number, 5)).collect();
+        let count = |kind: fn(&Lot) -> bool| lots.iter().filter(|lot| kind(lot)).count();
+        assert!((160..240).contains(&count(|lot| matches!(lot, Lot::Vanishes(_)))));
+        assert!((450..550).contains(&count(|lot| matches!(lot, Lot::Straggles(_)))));
     }
 
     #[test]

@@ -1,17 +1,13 @@
 //! Adds up a round's figures from the coordinator's own record and what the simulation saw beside it.
 //! What counts was decided in `rounds::step`.
 
-use std::collections::BTreeSet;
-
-use fedge_coordinator::rounds::state::{AssignmentId, CheckStatus, RoundOutcome, RoundRecord, WorkStatus};
+use fedge_coordinator::rounds::state::{CheckStatus, RoundOutcome, RoundRecord, WorkStatus};
 
 use super::report::{Round, Score};
 
 /// What is noted while a round runs.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    /// Updates with fewer epochs than the plan asks for.
-    pub(super) partial: BTreeSet<AssignmentId>,
     /// Bytes that nodes fetched.
     pub(super) bytes_down: u64,
     /// Updates that are due, and those that came.
@@ -39,7 +35,7 @@ pub(super) fn figures(record: &RoundRecord, tally: &Tally, version: u64, now_ms:
         match &work.status {
             WorkStatus::Trained(update) => {
                 round.trained += 1;
-                round.partial += usize::from(tally.partial.contains(&work.assignment));
+                round.partial += usize::from(update.partial);
                 round.examples += update.examples;
                 round.bytes_up += update.bytes;
                 loss += f64::from(update.loss_last) * update.examples as f64;

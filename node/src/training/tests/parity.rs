@@ -86,6 +86,7 @@ fn three_sgd_steps_are_pytorchs_with_and_without_the_proximal_term() {
             batch_size: 32,
             seed: 0,
             proximal_mu,
+            correction: None,
             threads: 1,
         };
         let mut session = Session::new(&model, &plan).unwrap();

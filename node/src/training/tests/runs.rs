@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::build::{Attribute, Builder, numbers};
 use super::digits::{digits, model};
-use crate::training::{Dataset, Loss, Optimizer, Outcome, Plan, TrainingError, evaluate, train};
+use crate::training::{Dataset, Loss, Optimizer, Outcome, Plan, TrainingError, evaluate, train, train_until};
 
 pub(super) fn plan() -> Plan {
     Plan {
@@ -15,6 +15,7 @@ pub(super) fn plan() -> Plan {
         batch_size: 32,
         seed: 5,
         proximal_mu: 0.0,
+        correction: None,
         threads: 1,
     }
 }
@@ -83,6 +84,40 @@ fn cancelling_stops_before_the_next_step() {
     };
     let error = train(&model, &data, &plan(), &report, &cancel).unwrap_err();
     assert!(matches!(error, TrainingError::Cancelled { steps: 3 }), "{error}");
+}
+
+#[test]
+fn a_run_that_has_enough_ends_with_what_it_has_and_at_least_one_step() {
+    let (model, data) = (model(), digits(|row| row < 320));
+    let until = |steps: u64| {
+        let asked = AtomicU64::new(0);
+        let enough = || asked.fetch_add(1, Ordering::Relaxed) >= steps;
+        train_until(&model, &data, &plan(), &|_| (), &AtomicBool::new(false), &enough).unwrap()
+    };
+    let (none, three, epoch) = (until(0), until(3), until(10));
+    assert_eq!((none.steps, none.partial, three.steps, three.partial), (1, true, 3, true));
+    assert_eq!((three.examples, three.loss_first), (320, three.loss_last));
+    assert_ne!(none.weights, three.weights);
+    // Ten steps are an epoch: where the second did not begin, the loss is the first one's.
+    let whole = quiet(&model, &data, &Plan { epochs: 1, ..plan() });
+    assert_eq!((epoch.weights, epoch.loss_last), (whole.weights, whole.loss_last));
+    assert!(epoch.partial && !whole.partial, "of eight epochs, and of one");
+}
+
+#[test]
+fn a_step_with_a_correction_moves_by_the_learning_rate_times_the_correction_more() {
+    let (model, data) = (model(), digits(|row| row < 32));
+    let optimizer = Optimizer::Sgd { learning_rate: 0.5, momentum: 0.0, weight_decay: 0.0 };
+    let plan = Plan { optimizer, epochs: 1, ..plan() };
+    let correction: Vec<f32> = (0..model.layout().exchanged_len()).map(|index| (index % 7) as f32 - 3.0).collect();
+    let plain = quiet(&model, &data, &plan).weights;
+    let corrected = quiet(&model, &data, &Plan { correction: Some(correction.clone().into()), ..plan.clone() }).weights;
+    for ((plain, corrected), correction) in plain.values().iter().zip(corrected.values()).zip(correction) {
+        assert!((plain - 0.5 * correction - corrected).abs() < 1e-5, "{plain} {correction} {corrected}");
+    }
+    let short = Plan { correction: Some([0.0].into()), ..plan };
+    let error = train(&model, &data, &short, &|_| (), &AtomicBool::new(false)).unwrap_err().to_string();
+    assert!(error.contains("correction") && error.contains("11482"), "{error}");
 }
 
 #[test]

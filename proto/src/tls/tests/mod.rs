@@ -3,6 +3,7 @@
 
 mod connections;
 mod refusals;
+mod throughput;
 
 use std::sync::Arc;
 

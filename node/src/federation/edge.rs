@@ -1,0 +1,168 @@
+//! The device that a node is: versions served in int8, samples of its own, training by the graph interpreter.
+//! When it trains or evaluates is decided elsewhere; the arithmetic is `training`'s and `inference`'s.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use fedge_models::{Model, ModelError, Package, ParameterClass};
+
+use super::convert::Version;
+use super::learner::{Client, Evaluated, Holdings, Job, Learner, Run, Trained};
+use super::outbox::Metrics;
+use super::pacing::Pace;
+use super::versions::Versions;
+use crate::inference::Serving;
+use crate::samples::{Sample, SampleStore};
+use crate::status::ServedModel;
+use crate::training::{self, Dataset, TrainingError};
+
+/// A node's own part: what it serves and the samples that it holds.
+#[derive(Debug)]
+pub struct Edge {
+    versions: Arc<Versions>,
+    samples: SampleStore,
+}
+
+impl Edge {
+    /// Trains and evaluates these versions on these samples.
+    pub fn new(versions: Arc<Versions>, samples: SampleStore) -> Edge {
+        Edge { versions, samples }
+    }
+}
+
+/// Trains a model on samples that are preprocessed, off the executor: what a node does, and what a simulated one does.
+///
+/// # Errors
+/// A sentence for the coordinator and the log.
+pub fn train(model: &Model, data: &Dataset, run: &Run) -> Result<Trained, String> {
+    let started = Instant::now();
+    let loss_base = match run.loss_base {
+        true => Some(training::evaluate(model, data).map_err(|e| e.to_string())?.loss),
+        false => None,
+    };
+    let pace = run.until.map(|until| Mutex::new(Pace::new(until)));
+    let enough = || pace.as_ref().is_some_and(|p| locked(p).enough(Instant::now()));
+    let outcome =
+        training::train_until(model, data, &run.plan, &|_| {}, &run.cancel, &enough).map_err(|e| e.to_string())?;
+    let mut delta = outcome.weights.into_values();
+    // From the file itself, so that the base's values are not in memory once more.
+    let subtract = |first: usize, base: &[f32]| {
+        let values = delta.get_mut(first..).unwrap_or_default();
+        values.iter_mut().zip(base).for_each(|(value, base)| *value -= base);
+        Ok::<_, ModelError>(())
+    };
+    model.places().for_each_piece(&model.bytes()[..], subtract).map_err(|e| e.to_string())?;
+    let exchanged = || model.layout().exchanged();
+    let statistics = exchanged().filter(|(spec, _)| spec.class == ParameterClass::Statistic);
+    Ok(Trained {
+        delta,
+        tensors: exchanged().map(|(_, range)| range.len()).collect(),
+        statistics: statistics.map(|(_, range)| range).collect(),
+        examples: outcome.examples,
+        metrics: Metrics {
+            steps: outcome.steps,
+            loss_first: outcome.loss_first,
+            loss_last: outcome.loss_last,
+            loss_base,
+            partial: outcome.partial,
+            duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        },
+    })
+}
+
+#[tonic::async_trait]
+impl Learner for Edge {
+    async fn holdings(&self) -> Holdings {
+        let repository = self.versions.repository();
+        let mut models = Vec::new();
+        for model in repository.names() {
+            let counts = match self.samples.counts(&model).await {
+                Ok(counts) => counts,
+                Err(error) => {
+                    tracing::error!(%error, "the sample store can't be read");
+                    continue;
+                }
+            };
+            let current = repository.current(&model);
+            let current = current.as_deref();
+            models.push(ServedModel {
+                number: current.map_or(0, |s| s.manifest().number),
+                digest: current.map(|s| s.manifest().digest),
+                precision: current.map(|s| s.precision().name().to_owned()).unwrap_or_default(),
+                float_reason: current.and_then(|s| s.float_reason()).unwrap_or_default().to_owned(),
+                training_samples: counts.training,
+                held_out_samples: counts.held_out,
+                model,
+            });
+        }
+        Holdings { models, data_problems: self.versions.data_problems() }
+    }
+
+    async fn serve(&self, client: &Client, version: &Version, int8_tolerance: f64) -> Result<(), String> {
+        self.versions.serve(client, version, int8_tolerance).await.map(drop).map_err(|e| e.to_string())
+    }
+
+    async fn train(&self, client: &Client, base: &Version, run: Run) -> Result<Job, String> {
+        let package = self.versions.package(client, base).await.map_err(|e| e.to_string())?;
+        let samples = self.samples.training_set(&base.manifest.name).await.map_err(|e| e.to_string())?;
+        if samples.is_empty() {
+            return Err(format!("no training samples for model {:?}", base.manifest.name));
+        }
+        Ok(Box::new(move || {
+            let data = dataset(&package, samples).map_err(|e| e.to_string())?;
+            train(&package.model, &data, &run)
+        }))
+    }
+
+    async fn evaluate(&self, client: &Client, version: &Version, int8_tolerance: f64) -> Result<Evaluated, String> {
+        let serving = self.versions.serve(client, version, int8_tolerance).await.map_err(|e| e.to_string())?;
+        let package = self.versions.package(client, version).await.map_err(|e| e.to_string())?;
+        let samples = self.samples.held_out_set(&version.manifest.name).await.map_err(|e| e.to_string())?;
+        if samples.is_empty() {
+            return Err(format!("no held-out samples for model {:?}", version.manifest.name));
+        }
+        let work = move || evaluate(&package, &serving, samples);
+        tokio::task::spawn_blocking(work).await.map_err(|e| format!("evaluation was interrupted: {e}"))?
+    }
+}
+
+fn locked(pace: &Mutex<Pace>) -> std::sync::MutexGuard<'_, Pace> {
+    // Whole at every unlock.
+    pace.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn evaluate(package: &Package, serving: &Serving, samples: Vec<Sample>) -> Result<Evaluated, String> {
+    let correct_served = served_correctly(serving, &samples)?;
+    let data = dataset(package, samples).map_err(|e| e.to_string())?;
+    let float = training::evaluate(&package.model, &data).map_err(|e| e.to_string())?;
+    Ok(Evaluated {
+        examples: float.examples,
+        correct_float: float.correct,
+        correct_served,
+        loss: float.loss,
+        precision: serving.precision().name().to_owned(),
+    })
+}
+
+fn served_correctly(serving: &Serving, samples: &[Sample]) -> Result<u64, String> {
+    let mut correct = 0;
+    for batch in samples.chunks(64) {
+        let inputs: Vec<f32> = batch.iter().flat_map(|s| s.input.iter().copied()).collect();
+        let answer = serving.run(&inputs).map_err(|e| e.to_string())?;
+        let classes = serving.output().sample_len().max(1);
+        for (sample, logits) in batch.iter().zip(answer.values.chunks(classes)) {
+            let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(class, _)| class);
+            correct += u64::from(best == Some(sample.label as usize));
+        }
+    }
+    Ok(correct)
+}
+
+/// The samples as training takes them: preprocessed, flat.
+fn dataset(package: &Package, samples: Vec<Sample>) -> Result<Dataset, TrainingError> {
+    let shape = package.model.input().sample_shape();
+    let labels = samples.iter().map(|s| s.label).collect();
+    let mut inputs: Vec<f32> = samples.into_iter().flat_map(|s| s.input).collect();
+    package.manifest.preprocessing.apply(&mut inputs, &shape);
+    Dataset::new(inputs, labels, shape)
+}

@@ -1,0 +1,312 @@
+//! What a node remembers of a task from one update to the next: what its encoding lost, and SCAFFOLD's own control variate.
+//! Valid memory alone: what the update on its way leaves behind lies beside it in `outbox` until its outcome is known.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use fedge_models::Digest;
+use serde::{Deserialize, Serialize};
+
+use super::record::{self, Draft, Record, RecordError, Synced};
+
+const KIND: &str = "fedge memory 1";
+/// Values of a piece of a file.
+const PIECE_VALUES: usize = 1 << 16;
+
+/// Whose memory: of one task on one layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// Lineage.
+    pub model: String,
+    /// The task.
+    pub task: String,
+    /// Digest of the parameter layout, whose exchanged values are remembered.
+    pub layout: Digest,
+}
+
+/// What an update leaves behind for the next one of its task. One value an exchanged parameter, in the layout's order.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Leftover<'a> {
+    /// What the encoding lost, to be added to the next update before it is encoded.
+    pub residual: Option<&'a [f32]>,
+    /// SCAFFOLD's c_i.
+    pub control: Option<&'a [f32]>,
+}
+
+impl Leftover<'_> {
+    /// Whether there is nothing to remember.
+    pub fn is_empty(&self) -> bool {
+        self.residual.is_none() && self.control.is_none()
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    key: Key,
+    sha256: Digest,
+    /// Values of each part.
+    values: u64,
+    residual: bool,
+    control: bool,
+}
+
+/// The valid memories of a node, a folder: `<model>/<task>`.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    folder: PathBuf,
+}
+
+impl Memory {
+    /// Opens the folder, or makes it.
+    ///
+    /// # Errors
+    /// [`RecordError`] names the folder.
+    pub fn open(folder: PathBuf) -> Result<Memory, RecordError> {
+        std::fs::create_dir_all(&folder).map_err(RecordError::at("create", &folder))?;
+        Ok(Memory { folder })
+    }
+
+    /// Adds what the task's last counted update lost; whether there was anything. A memory that is damaged or of another
+    /// layout is left out, with a warning: an update without it is a good update still.
+    ///
+    /// # Errors
+    /// [`RecordError`] where it can't be read.
+    pub fn add_residual(&self, key: &Key, values: &mut [f32]) -> Result<bool, RecordError> {
+        let Some(mut found) = self.find(key, Some(values.len()))?.filter(|f| f.header.residual) else {
+            return Ok(false);
+        };
+        found.each(0, |index, lost| {
+            if let Some(value) = values.get_mut(index) {
+                *value += lost;
+            }
+        })?;
+        Ok(true)
+    }
+
+    /// SCAFFOLD's c − c_i from c, or from zeros where there is none; without a memory c_i is zero. None: both are.
+    ///
+    /// # Errors
+    /// As [`Memory::add_residual`].
+    pub fn correction(&self, key: &Key, server: Option<Vec<f32>>) -> Result<Option<Vec<f32>>, RecordError> {
+        let expected = server.as_ref().map(Vec::len);
+        let Some(mut found) = self.find(key, expected)?.filter(|f| f.header.control) else { return Ok(server) };
+        let mut values = server.unwrap_or_else(|| vec![0.0; found.header.values as usize]);
+        let part = u64::from(found.header.residual);
+        found.each(part, |index, own| {
+            if let Some(value) = values.get_mut(index) {
+                *value -= own;
+            }
+        })?;
+        Ok(Some(values))
+    }
+
+    /// Writes what an update leaves behind into a folder, without a name: not valid yet.
+    ///
+    /// # Errors
+    /// [`RecordError`], e.g. where the disk is full.
+    pub fn draft(key: &Key, leftover: Leftover<'_>, folder: &Path) -> Result<Synced, RecordError> {
+        let mut draft = Draft::new_in(folder)?;
+        let failed = RecordError::at("write into", folder);
+        let parts = [leftover.residual, leftover.control];
+        for part in parts.into_iter().flatten() {
+            for piece in part.chunks(PIECE_VALUES) {
+                let bytes: Vec<u8> = piece.iter().flat_map(|value| value.to_le_bytes()).collect();
+                draft.body().write_all(&bytes).map_err(&failed)?;
+            }
+        }
+        let (finished, sha256, _) = draft.finish()?;
+        let values = parts.into_iter().flatten().map(|part| part.len() as u64).next().unwrap_or_default();
+        let (residual, control) = (leftover.residual.is_some(), leftover.control.is_some());
+        finished.head(KIND, &Header { key: key.clone(), sha256, values, residual, control })?.sync()
+    }
+
+    /// Makes a record that [`Memory::draft`] wrote and that was named `tentative` the valid memory of its task: renamed,
+    /// lasting, and those of other tasks of its model removed. Nothing where the record is gone: then it is valid already.
+    ///
+    /// # Errors
+    /// [`RecordError`]; the valid memory is then the one of before, and this can be tried again.
+    pub fn keep(&self, key: &Key, tentative: &Path) -> Result<(), RecordError> {
+        let (folder, path) = (self.folder.join(&key.model), self.path(key));
+        if tentative.try_exists().map_err(RecordError::at("look for", tentative))? {
+            if !folder.is_dir() {
+                std::fs::create_dir_all(&folder).map_err(RecordError::at("create", &folder))?;
+                record::sync_folder(&self.folder)?;
+            }
+            std::fs::rename(tentative, &path).map_err(RecordError::at("name", &path))?;
+        }
+        // Also where it was renamed before: a crash may have come before the sync.
+        if folder.is_dir() {
+            record::sync_folder(&folder)?;
+        }
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        for other in entries.map(|e| e.path()).filter(|other| *other != path) {
+            if let Err(error) = record::remove(&other) {
+                tracing::warn!(%error, "the memory of an earlier task stays behind");
+            }
+        }
+        Ok(())
+    }
+
+    /// A task's memory, checked; of so many values, where that is known.
+    fn find(&self, key: &Key, values: Option<usize>) -> Result<Option<Found>, RecordError> {
+        let path = self.path(key);
+        let open = || {
+            let (mut record, header) = Record::open::<Header>(&path, KIND)?;
+            let parts = u64::from(header.residual) + u64::from(header.control);
+            let unfit = values.is_some_and(|values| values as u64 != header.values);
+            if header.key != *key || unfit || Some(record.bytes) != header.values.checked_mul(parts * 4) {
+                return Err(RecordError::damaged(&path, "it is of another task, layout or size"));
+            }
+            record.verify(header.sha256)?;
+            Ok(Found { record, header })
+        };
+        match open() {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) if error.is_damaged() => {
+                tracing::warn!(%error, "what earlier updates left behind is lost");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        self.folder.join(&key.model).join(&key.task)
+    }
+}
+
+struct Found {
+    record: Record,
+    header: Header,
+}
+
+impl Found {
+    /// Looks at the values of a part: the residual is the first one that is there.
+    fn each(&mut self, part: u64, mut look: impl FnMut(usize, f32)) -> Result<(), RecordError> {
+        let bytes = self.header.values * 4;
+        let mut index = 0;
+        // A piece has a multiple of 4 bytes.
+        self.record.pieces(part * bytes, bytes, |piece| {
+            for value in piece.as_chunks::<4>().0 {
+                look(index, f32::from_le_bytes(*value));
+                index += 1;
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn key(task: &str) -> Key {
+        Key { model: "digits".into(), task: task.into(), layout: Digest::of(b"layout") }
+    }
+
+    struct Room(tempfile::TempDir);
+
+    impl Room {
+        fn new() -> Room {
+            Room(tempfile::tempdir().unwrap())
+        }
+
+        fn memory(&self) -> Memory {
+            Memory::open(self.0.path().join("memory")).unwrap()
+        }
+
+        fn tentative(&self, key: &Key, leftover: Leftover<'_>) -> PathBuf {
+            let path = self.0.path().join("tentative");
+            Memory::draft(key, leftover, self.0.path()).unwrap().name(&path).unwrap();
+            path
+        }
+
+        fn keep(&self, key: &Key, leftover: Leftover<'_>) {
+            let path = self.tentative(key, leftover);
+            self.memory().keep(key, &path).unwrap();
+        }
+    }
+
+    fn residual(values: &[f32]) -> Leftover<'_> {
+        Leftover { residual: Some(values), control: None }
+    }
+
+    #[test]
+    fn what_was_kept_is_added_and_what_was_not_is_not() {
+        let room = Room::new();
+        let key = key("a");
+        room.tentative(&key, residual(&[1.0, -2.0]));
+        let mut values = [10.0, 20.0];
+        assert!(!room.memory().add_residual(&key, &mut values).unwrap(), "tentative only");
+        room.keep(&key, residual(&[1.0, -2.0]));
+        assert!(room.memory().add_residual(&key, &mut values).unwrap());
+        assert_eq!(values, [11.0, 18.0]);
+        room.keep(&key, residual(&[0.5, 0.5]));
+        assert!(room.memory().add_residual(&key, &mut values).unwrap());
+        assert_eq!(values, [11.5, 18.5], "the newest alone");
+    }
+
+    #[test]
+    fn both_parts_are_found_and_each_is_left_alone_where_it_is_not_there() {
+        let room = Room::new();
+        let key = key("a");
+        room.keep(&key, Leftover { residual: Some(&[1.0, 2.0]), control: Some(&[3.0, 4.0]) });
+        let mut delta = [0.0, 0.0];
+        assert!(room.memory().add_residual(&key, &mut delta).unwrap());
+        let correction = |server: Option<Vec<f32>>| room.memory().correction(&key, server).unwrap();
+        assert_eq!((delta, correction(Some(vec![10.0; 2]))), ([1.0, 2.0], Some(vec![7.0, 6.0])));
+        assert_eq!(correction(None), Some(vec![-3.0, -4.0]), "the server's is zero");
+        assert_eq!(correction(Some(vec![1.0])), Some(vec![1.0]), "of another size: not looked at");
+        room.keep(&key, Leftover { residual: None, control: Some(&[1.0, 1.0]) });
+        assert!(!room.memory().add_residual(&key, &mut delta).unwrap());
+        assert_eq!(correction(Some(vec![7.0, 6.0])), Some(vec![6.0, 5.0]));
+        room.keep(&key, residual(&[1.0, 2.0]));
+        assert_eq!((correction(None), correction(Some(vec![1.0; 2]))), (None, Some(vec![1.0; 2])));
+    }
+
+    #[test]
+    fn keeping_twice_is_keeping_once_and_other_tasks_of_the_model_are_forgotten() {
+        let room = Room::new();
+        room.keep(&key("a"), residual(&[1.0]));
+        let path = room.tentative(&key("b"), residual(&[2.0]));
+        let memory = room.memory();
+        assert!(memory.add_residual(&key("a"), &mut [0.0]).unwrap(), "until the first of another task is kept");
+        memory.keep(&key("b"), &path).unwrap();
+        memory.keep(&key("b"), &path).unwrap();
+        assert!(memory.add_residual(&key("b"), &mut [0.0]).unwrap());
+        assert!(!memory.add_residual(&key("a"), &mut [0.0]).unwrap());
+    }
+
+    #[test]
+    fn a_memory_of_another_layout_or_a_damaged_one_is_left_out() {
+        let room = Room::new();
+        room.keep(&key("a"), residual(&[1.0]));
+        let memory = room.memory();
+        let other = Key { layout: Digest::of(b"other"), ..key("a") };
+        assert!(!memory.add_residual(&other, &mut [0.0]).unwrap());
+        assert!(!memory.add_residual(&key("a"), &mut [0.0, 0.0]).unwrap());
+        let path = memory.path(&key("a"));
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(!memory.add_residual(&key("a"), &mut [0.0]).unwrap());
+        std::fs::write(&path, &bytes[..10]).unwrap();
+        assert!(!memory.add_residual(&key("a"), &mut [0.0]).unwrap());
+    }
+
+    #[test]
+    fn what_cannot_be_kept_leaves_the_valid_memory_and_says_where() {
+        let room = Room::new();
+        let memory = room.memory();
+        room.keep(&key("a"), residual(&[1.0]));
+        // A file where the folder of another model would be: nothing can be kept there.
+        std::fs::write(room.0.path().join("memory/other"), b"").unwrap();
+        let other = Key { model: "other".into(), ..key("a") };
+        let path = room.tentative(&other, residual(&[2.0]));
+        let error = memory.keep(&other, &path).unwrap_err().to_string();
+        assert!(error.contains("other"), "{error}");
+        assert!(path.exists() && memory.add_residual(&key("a"), &mut [0.0]).unwrap());
+    }
+}
