@@ -16,6 +16,8 @@ mod operator;
 mod output;
 mod preprocessing;
 mod process;
+#[cfg(feature = "simulate")]
+mod simulate;
 #[cfg(feature = "node")]
 mod softmax;
 mod task;
@@ -54,6 +56,9 @@ enum Command {
     /// Federated training: create a task, watch its rounds
     #[command(subcommand)]
     Task(task::Command),
+    /// Try a task file on virtual nodes in this process, on a virtual clock
+    #[cfg(feature = "simulate")]
+    Simulate(Box<simulate::Simulate>),
     /// Ask a node about one sample, and send the right label back
     #[cfg(feature = "node")]
     Infer(infer::Infer),
@@ -97,6 +102,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Enrol(enrol) => enrol.run().await,
         Command::Model(command) => command.run().await,
         Command::Task(command) => command.run().await,
+        #[cfg(feature = "simulate")]
+        Command::Simulate(simulate) => simulate.run().await,
         #[cfg(feature = "node")]
         Command::Infer(infer) => infer.run().await,
     }

@@ -13,6 +13,7 @@ mod kills;
 #[path = "../bench/model.rs"]
 mod linear;
 mod rounds;
+mod simulate;
 mod strategies;
 #[path = "../bench/vector.rs"]
 #[allow(dead_code)]

@@ -249,7 +249,8 @@ fn fingerprint(reply: &PollReply) -> u64 {
     u64::from_le_bytes(first).max(1)
 }
 
-fn training_plan(spec: &TaskSpec, state: &TaskState) -> wire::TrainingPlan {
+/// A task's training plan as nodes get it.
+pub fn training_plan(spec: &TaskSpec, state: &TaskState) -> wire::TrainingPlan {
     let (plan, client) = (&spec.training, spec.strategy.client());
     let loss = match plan.loss {
         Loss::CrossEntropy => wire::Loss::CrossEntropy,

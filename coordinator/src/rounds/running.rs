@@ -261,7 +261,7 @@ impl Running {
 }
 
 /// What the strategy may know of an accepted update.
-pub(super) fn facts(spec: &TaskSpec, state: &TaskState, work: &Work, update: &TrainedUpdate) -> UpdateFacts {
+pub fn facts(spec: &TaskSpec, state: &TaskState, work: &Work, update: &TrainedUpdate) -> UpdateFacts {
     UpdateFacts {
         staleness: asynchronous::staleness(state, work),
         squared_norm: update.squared_norm,

@@ -213,8 +213,11 @@ fn check_terms(begin: &Begin, terms: &UploadTerms) -> Result<(), UploadError> {
     Ok(())
 }
 
-/// Every value, what the update would count, and its norm; gives the squared norm.
-fn check_values(payload: &Payload, update: &TrainedUpdate, terms: &UploadTerms) -> Result<f64, UploadError> {
+/// Checks every value, what the update would count, and its norm; gives the squared norm.
+///
+/// # Errors
+/// [`UploadError`] says what is wrong with it.
+pub fn check_values(payload: &Payload, update: &TrainedUpdate, terms: &UploadTerms) -> Result<f64, UploadError> {
     let facts = crate::aggregate::UpdateFacts { staleness: terms.staleness, ..facts_of(&terms.spec, update) };
     terms.spec.strategy.contribution(&facts)?;
     let squared_norm = fold::check(payload, &terms.form, &terms.scales)?;

@@ -173,7 +173,11 @@ fn task(id: String) -> Result<String, String> {
     Err(format!("task_id {shown:?} is not 1 to 128 of a-z, A-Z, 0-9, '.', '_' and '-' that begin with no '.'"))
 }
 
-fn terms(plan: &wire::TrainingPlan) -> Result<Terms, String> {
+/// What a plan says about what is sent.
+///
+/// # Errors
+/// A sentence that names the field.
+pub fn terms(plan: &wire::TrainingPlan) -> Result<Terms, String> {
     let wire = plan.coding.ok_or("the plan lacks its coding")?;
     let encoding = match wire.encoding() {
         wire::Encoding::F32 => Encoding::F32,
@@ -215,7 +219,11 @@ fn version(version: Option<ModelVersion>) -> Result<Version, String> {
     Ok(Version { manifest: Arc::new(manifest), size_bytes: version.size_bytes })
 }
 
-fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Result<Plan, String> {
+/// A training plan for one assignment.
+///
+/// # Errors
+/// A sentence that names the field.
+pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Result<Plan, String> {
     let loss = match plan.loss() {
         wire::Loss::CrossEntropy => Loss::CrossEntropy,
         wire::Loss::Unspecified => return Err(format!("loss {} is unknown to this node", plan.loss)),

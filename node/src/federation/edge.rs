@@ -1,11 +1,11 @@
 //! The device that a node is: versions served in int8, samples of its own, training by the graph interpreter.
 //! When it trains or evaluates is decided elsewhere; the arithmetic is `training`'s and `inference`'s.
 
-use std::fs::File;
+use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use fedge_models::{ModelError, Package, ParameterClass};
+use fedge_models::{Model, ModelError, Package, ParameterClass};
 
 use super::convert::Version;
 use super::learner::{Client, Evaluated, Holdings, Job, Learner, Run, Trained};
@@ -71,7 +71,10 @@ impl Learner for Edge {
         }
         // Open from here on: newer versions may push it from the disk meanwhile.
         let file = self.versions.open(base).map_err(|e| e.to_string())?;
-        Ok(Box::new(move || train(package, file, samples, &run)))
+        Ok(Box::new(move || {
+            let data = dataset(&package, samples).map_err(|e| e.to_string())?;
+            train(package.model, file, &data, &run)
+        }))
     }
 
     async fn evaluate(&self, client: &Client, version: &Version, int8_tolerance: f64) -> Result<Evaluated, String> {
@@ -86,21 +89,23 @@ impl Learner for Edge {
     }
 }
 
-/// Trains the package, whose model's file is `base`. The model is given up as soon as training does not need it: a large
-/// one is then in memory as its parameters alone.
-fn train(package: Package, base: File, samples: Vec<Sample>, run: &Run) -> Result<Trained, String> {
+/// Trains a model, whose file is `base`, on samples that are preprocessed, off the executor: what a node does, and what a
+/// simulated one does. The model is given up as soon as training does not need it: a large one is then in memory as its
+/// parameters alone.
+///
+/// # Errors
+/// A sentence for the coordinator and the log.
+pub fn train(model: Model, base: impl Read, data: &Dataset, run: &Run) -> Result<Trained, String> {
     let started = Instant::now();
-    let data = dataset(&package, samples).map_err(|e| e.to_string())?;
-    let model = package.model;
     let places = model.places().clone();
     let loss_base = match run.loss_base {
-        true => Some(training::evaluate(&model, &data).map_err(|e| e.to_string())?.loss),
+        true => Some(training::evaluate(&model, data).map_err(|e| e.to_string())?.loss),
         false => None,
     };
     let pace = run.until.map(|until| Mutex::new(Pace::new(until)));
     let enough = || pace.as_ref().is_some_and(|p| locked(p).enough(Instant::now()));
     let outcome =
-        training::train_until(model, &data, &run.plan, &|_| {}, &run.cancel, &enough).map_err(|e| e.to_string())?;
+        training::train_until(model, data, &run.plan, &|_| {}, &run.cancel, &enough).map_err(|e| e.to_string())?;
     let mut delta = outcome.weights.into_values();
     let subtract = |first: usize, base: &[f32]| {
         let values = delta.get_mut(first..).unwrap_or_default();
@@ -173,7 +178,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    use fedge_models::{Manifest, Model, Preprocessing};
+    use fedge_models::{Manifest, Preprocessing};
 
     use super::*;
     use crate::training::{Loss, Optimizer, Plan};
@@ -217,7 +222,9 @@ mod tests {
     }
 
     fn trained(run: &Run) -> Trained {
-        train(package(), File::open(MODEL).unwrap(), samples(), run).unwrap()
+        let package = package();
+        let data = dataset(&package, samples()).unwrap();
+        train(package.model, std::fs::File::open(MODEL).unwrap(), &data, run).unwrap()
     }
 
     #[test]

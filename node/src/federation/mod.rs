@@ -5,6 +5,7 @@ pub mod convert;
 pub mod download;
 pub mod driver;
 pub mod edge;
+pub mod encoding;
 pub mod enrol;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

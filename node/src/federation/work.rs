@@ -5,18 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use fedge_models::Digest;
 use fedge_proto::federation::EvaluationReport;
-use fedge_proto::update::{self, Coding, Encoding};
+use fedge_proto::update::{Coding, Encoding};
 
 use super::convert::{AssignmentId, Control, Terms, Version};
 use super::download::Downloads;
+use super::encoding;
 use super::learner::{Client, Learner, Run, Trained};
 use super::memory::{Key, Leftover, Memory};
 use super::outbox::{Announcement, Outbox};
 use super::pacing::Deadline;
 use super::record::RecordError;
-use crate::training::{Optimizer, Plan};
+use crate::training::Plan;
 
 /// Largest weight that the coordinator takes.
 const MAX_EXAMPLES: u64 = 1 << 20;
@@ -144,75 +144,29 @@ fn read_values(path: &Path) -> std::io::Result<Vec<f32>> {
 /// Encodes what was trained and puts it on disk with what it leaves behind.
 fn persist(outbox: &Outbox, memory: &Memory, key: Key, training: Training, mut trained: Trained) -> Result<(), String> {
     let Training { id, plan, terms, base, .. } = training;
-    let coding = &terms.coding;
-    let lossy = coding.encoding != Encoding::F32;
+    let lossy = terms.coding.encoding != Encoding::F32;
     if lossy {
         memory.add_residual(&key, &mut trained.delta).map_err(|e| e.to_string())?;
     }
-    let mut control = terms.control.map(|_| OwnControl::new(&plan, &trained));
     let mut draft = outbox.draft().map_err(|e| e.to_string())?;
-    // Nobody else has this assignment's id, and it gives no more than one update.
-    let seed = *Digest::of(&[b"fedge rounding", &id.0[..]].concat()).as_bytes();
-    update::encode_into(&mut trained.delta, &trained.tensors, coding, seed, draft.body()).map_err(|e| e.to_string())?;
+    let control = encoding::encode(&mut trained, &plan, &terms, id, draft.body()).map_err(|e| e.to_string())?;
     // From here on `delta` holds what was lost.
-    if let Some(control) = &mut control {
-        control.add_lost(&trained.delta);
-        control.clear(&trained.statistics);
-    }
-    let leftover = Leftover {
-        residual: lossy.then_some(&trained.delta[..]),
-        control: control.as_ref().map(|control| &control.values[..]),
-    };
+    let leftover = Leftover { residual: lossy.then_some(&trained.delta[..]), control: control.as_deref() };
     let values = trained.delta.len();
     let announcement = Announcement {
         key,
         base: base.manifest.digest,
-        coding: *coding,
+        coding: terms.coding,
         examples: trained.examples.min(MAX_EXAMPLES),
         metrics: trained.metrics,
     };
     let bytes = outbox.put(id, announcement, draft, leftover).map_err(|e| e.to_string())?;
-    tracing::info!(assignment = %id, values, bytes, coding = %name(coding), "update ready");
+    tracing::info!(assignment = %id, values, bytes, coding = %name(&terms.coding), "update ready");
     Ok(())
 }
 
 fn name(coding: &Coding) -> String {
     format!("{}{}", coding.encoding, if coding.zstd { "+zstd" } else { "" })
-}
-
-/// SCAFFOLD's new control variate of this node, c_i⁺ = c_i − c + (x − y)/(Kη): x − y is what is sent, negated, because
-/// the coordinator derives its own from that. (Karimireddy et al. 2020, algorithm 1, line 12, option II.)
-struct OwnControl {
-    values: Vec<f32>,
-    /// 1/(Kη).
-    slope: f64,
-}
-
-impl OwnControl {
-    /// Before encoding: as if all of `delta` were sent.
-    fn new(plan: &Plan, trained: &Trained) -> OwnControl {
-        let Optimizer::Sgd { learning_rate, .. } = plan.optimizer;
-        let slope = 1.0 / (trained.metrics.steps.max(1) as f64 * f64::from(learning_rate));
-        let correction = plan.correction.as_deref().unwrap_or_default();
-        let corrections = correction.iter().copied().chain(std::iter::repeat(0.0));
-        let values = trained.delta.iter().zip(corrections);
-        let values = values.map(|(delta, correction)| (-f64::from(correction) - f64::from(*delta) * slope) as f32);
-        OwnControl { values: values.collect(), slope }
-    }
-
-    /// After encoding: what was lost was not sent.
-    fn add_lost(&mut self, lost: &[f32]) {
-        for (value, lost) in self.values.iter_mut().zip(lost) {
-            *value = (f64::from(*value) + f64::from(*lost) * self.slope) as f32;
-        }
-    }
-
-    /// Statistics have no gradient, and so no control variate.
-    fn clear(&mut self, statistics: &[std::ops::Range<usize>]) {
-        for range in statistics {
-            self.values.get_mut(range.clone()).unwrap_or_default().fill(0.0);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::sync::Mutex;
 
+use fedge_models::Digest;
 use fedge_proto::update::Decoder;
 
 use super::super::convert::test_assignments;
@@ -10,7 +11,7 @@ use super::super::fake::Fake;
 use super::super::learner::{Evaluated, Holdings, Job};
 use super::super::outbox::Metrics;
 use super::*;
-use crate::training::{self, Loss};
+use crate::training::Optimizer;
 
 /// A device whose training gives this; what it was asked for last is kept.
 #[derive(Debug, Clone, Default)]
@@ -223,46 +224,6 @@ async fn the_control_variate_counts_what_was_sent_and_not_what_was_lost() {
     room.train(&fixed, &training).await.unwrap();
     let run = fixed.asked.lock().unwrap().clone().unwrap();
     assert_eq!(run.plan.correction.unwrap()[..], [-4.0, 0.0], "minus c_i = −4/(2 · 0.5)");
-}
-
-#[test]
-fn after_one_step_on_all_samples_the_control_variate_is_the_gradient() {
-    let model = fedge_models::Model::from_bytes(&include_bytes!("../../../models/zoo/digits_cnn.onnx")[..]).unwrap();
-    let inputs: Vec<f32> = (0..32 * 64).map(|i| ((i * 37) % 17) as f32 / 16.0).collect();
-    let data = training::Dataset::new(inputs, (0..32).map(|i| i % 10).collect(), vec![1, 8, 8]).unwrap();
-    let (_, gradients) = training::gradients(&model, &data, Loss::CrossEntropy).unwrap();
-    let len = model.layout().exchanged_len();
-    let plan = Plan {
-        loss: Loss::CrossEntropy,
-        optimizer: Optimizer::Sgd { learning_rate: 0.25, momentum: 0.0, weight_decay: 0.0 },
-        epochs: 1,
-        batch_size: 32,
-        seed: 0,
-        proximal_mu: 0.0,
-        correction: Some((0..len).map(|i| (i % 5) as f32 / 10.0 - 0.2).collect()),
-        threads: 1,
-    };
-    let outcome = training::train(&model, &data, &plan, &|_| (), &AtomicBool::new(false)).unwrap();
-    let base = model.weights();
-    let delta: Vec<f32> = outcome.weights.values().iter().zip(base.values()).map(|(new, old)| new - old).collect();
-    let metrics = Metrics {
-        steps: outcome.steps,
-        loss_first: 0.0,
-        loss_last: 0.0,
-        loss_base: None,
-        partial: false,
-        duration_ms: 0,
-    };
-    let trained = Trained { delta, tensors: [len].into(), statistics: vec![0..144], examples: 32, metrics };
-    let mut control = OwnControl::new(&plan, &trained);
-    for (name, gradient) in gradients {
-        let found = &control.values[model.layout().range(&name).unwrap()];
-        for (found, expected) in found.iter().zip(gradient) {
-            assert!((found - expected).abs() < 1e-5, "{name}: {found} {expected}");
-        }
-    }
-    control.clear(&trained.statistics);
-    assert!(control.values[..144].iter().all(|value| *value == 0.0) && control.values[144..].iter().any(|v| *v != 0.0));
 }
 
 #[tokio::test]

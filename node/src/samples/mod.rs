@@ -4,6 +4,7 @@
 pub mod error;
 pub mod feedback;
 pub mod file;
+pub mod held_out;
 mod id;
 mod pending;
 mod retention;

@@ -11,7 +11,7 @@ use sqlx::{Row, Sqlite, SqlitePool, Transaction};
 use tokio::sync::Mutex;
 
 use super::pending::Writer;
-use super::{SampleError, retention};
+use super::{SampleError, held_out, retention};
 
 /// How much the store keeps at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -356,13 +356,10 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    /// Held out are the inputs whose SHA-256 begins with a big-endian u16 below 6554: 10.0 %. The rule looks at the
-    /// input alone, so that no label and no second copy ever moves a sample between the parts. Never change it.
     pub(crate) fn of(input: &[f32]) -> Content {
-        // Adding 0 turns -0.0 into 0.0: equal inputs have equal bytes.
-        let bytes: Vec<u8> = input.iter().flat_map(|value| (value + 0.0).to_le_bytes()).collect();
+        let bytes = held_out::bytes(input);
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
-        let held_out = u16::from_be_bytes([digest[0], digest[1]]) < 6554;
+        let held_out = held_out::falls_below(&digest, held_out::SHARE);
         Content { bytes, digest, held_out }
     }
 }

@@ -1,16 +1,28 @@
-//! Labelled samples in memory, already preprocessed, and their check against a model.
+//! Labelled samples in memory, already preprocessed, and their check against a model; sets may share one memory.
 //! Where samples come from and how they are kept is `samples`' matter.
+
+use std::sync::Arc;
 
 use fedge_models::Model;
 
 use super::TrainingError;
 
-/// Labelled samples for classification, ready for the model's input.
+/// Labelled samples for classification, ready for the model's input. Clones and selections share the numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
+    samples: Arc<Samples>,
+    /// The samples of this set, by their place among the shared ones; `None`: all of them, in order.
+    rows: Option<Arc<[u32]>>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Samples {
+    /// `[samples, sample_len]`, row-major.
     inputs: Vec<f32>,
     labels: Vec<u32>,
-    sample_shape: Vec<usize>,
+    shape: Vec<usize>,
+    /// Product of `shape`, at least 1.
+    len: usize,
 }
 
 impl Dataset {
@@ -41,39 +53,62 @@ impl Dataset {
                 "sample {sample}, number {element} is NaN or infinite; remove or repair that sample"
             )));
         }
-        Ok(Dataset { inputs, labels, sample_shape })
+        let samples = Samples { inputs, labels, shape: sample_shape, len: sample_len };
+        Ok(Dataset { samples: Arc::new(samples), rows: None })
+    }
+
+    /// The samples of these indices, in this order, as a set of its own that shares this one's memory: a simulation
+    /// gives thousands of nodes their parts of one data set so. No indices and indices past the end are refused.
+    pub fn select(&self, rows: Arc<[u32]>) -> Result<Dataset, TrainingError> {
+        if rows.is_empty() {
+            return Err(TrainingError::data("there are no samples; collect at least one"));
+        }
+        if let Some(row) = rows.iter().find(|&&row| row as usize >= self.len()) {
+            return Err(TrainingError::data(format!("there is no sample {row}; the last one is {}", self.len() - 1)));
+        }
+        let rows = match &self.rows {
+            None => rows,
+            Some(own) => rows.iter().filter_map(|&row| own.get(row as usize).copied()).collect(),
+        };
+        Ok(Dataset { samples: self.samples.clone(), rows: Some(rows) })
     }
 
     /// Number of samples, at least 1.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.labels.len()
+        self.rows.as_ref().map_or(self.samples.labels.len(), |rows| rows.len())
     }
 
     /// Shape of one sample, without the batch.
     pub fn sample_shape(&self) -> &[usize] {
-        &self.sample_shape
+        &self.samples.shape
     }
 
-    /// Class index of each sample.
-    pub fn labels(&self) -> &[u32] {
-        &self.labels
+    /// Class index of each sample, in order.
+    pub fn labels(&self) -> Vec<u32> {
+        match &self.rows {
+            None => self.samples.labels.clone(),
+            Some(rows) => rows.iter().filter_map(|&row| self.samples.labels.get(row as usize).copied()).collect(),
+        }
     }
 
-    /// All samples, flat.
-    pub(super) fn inputs(&self) -> &[f32] {
-        &self.inputs
+    /// All samples, copied into one batch.
+    pub(super) fn whole(&self) -> (Vec<f32>, Vec<u32>) {
+        self.batch(&(0..self.len()).collect::<Vec<_>>())
     }
 
     /// The samples of these indices, copied into one batch; indices past the end are left out.
     pub(super) fn batch(&self, indices: &[usize]) -> (Vec<f32>, Vec<u32>) {
-        let sample_len = self.inputs.len() / self.labels.len();
-        let mut inputs = Vec::with_capacity(indices.len() * sample_len);
+        let Samples { inputs: all, labels: all_labels, len, .. } = &*self.samples;
+        let mut inputs = Vec::with_capacity(indices.len() * len);
         let mut labels = Vec::with_capacity(indices.len());
         for &index in indices {
-            if let (Some(label), Some(sample)) =
-                (self.labels.get(index), self.inputs.get(index * sample_len..(index + 1) * sample_len))
-            {
+            let row = match &self.rows {
+                None => index,
+                Some(rows) => rows.get(index).map_or(usize::MAX, |&row| row as usize),
+            };
+            let sample = row.checked_mul(*len).and_then(|start| all.get(start..start.checked_add(*len)?));
+            if let (Some(label), Some(sample)) = (all_labels.get(row), sample) {
                 inputs.extend_from_slice(sample);
                 labels.push(*label);
             }
@@ -84,24 +119,24 @@ impl Dataset {
     /// Checks the samples' shape against the model's input.
     pub(super) fn check_shape(&self, model: &Model) -> Result<(), TrainingError> {
         let expected = model.input().sample_shape();
-        if self.sample_shape == expected {
+        if self.sample_shape() == expected {
             return Ok(());
         }
         Err(TrainingError::data(format!(
             "samples have the shape {:?}, but the model's input {:?} takes {expected:?}; bring them into that shape",
-            self.sample_shape,
+            self.sample_shape(),
             model.input().name
         )))
     }
 
     /// Checks every label against the number of classes.
     pub(super) fn check_labels(&self, classes: usize) -> Result<(), TrainingError> {
-        match self.labels.iter().position(|&label| label as usize >= classes) {
+        let labels = self.labels();
+        match labels.iter().enumerate().find(|(_, label)| **label as usize >= classes) {
             None => Ok(()),
-            Some(index) => Err(TrainingError::data(format!(
-                "sample {} has the label {}, but the model has {classes} classes (0 to {}); correct the label",
+            Some((index, label)) => Err(TrainingError::data(format!(
+                "sample {} has the label {label}, but the model has {classes} classes (0 to {}); correct the label",
                 index + 1,
-                self.labels.get(index).copied().unwrap_or_default(),
                 classes.saturating_sub(1)
             ))),
         }
@@ -130,5 +165,17 @@ mod tests {
     fn a_batch_holds_the_asked_samples_in_order() {
         let data = Dataset::new(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], vec![7, 8, 9], vec![2]).unwrap();
         assert_eq!(data.batch(&[2, 0]), (vec![5.0, 6.0, 1.0, 2.0], vec![9, 7]));
+    }
+
+    #[test]
+    fn a_selection_shares_the_samples_and_a_selection_of_it_counts_from_its_own_first() {
+        let data = Dataset::new(vec![1.0, 2.0, 3.0, 4.0], vec![7, 8, 9, 10], vec![1]).unwrap();
+        let part = data.select(Arc::from([3, 1, 1])).unwrap();
+        assert_eq!((part.len(), part.labels()), (3, vec![10, 8, 8]));
+        assert_eq!(part.batch(&[0, 1, 5]), (vec![4.0, 2.0], vec![10, 8]));
+        assert!(Arc::ptr_eq(&part.samples, &data.samples));
+        assert_eq!(part.select(Arc::from([0])).unwrap().whole(), (vec![4.0], vec![10]));
+        assert!(data.select(Arc::from([])).unwrap_err().to_string().contains("no samples"));
+        assert!(part.select(Arc::from([3])).unwrap_err().to_string().contains("no sample 3"));
     }
 }

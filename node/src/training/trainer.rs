@@ -275,8 +275,9 @@ pub(super) fn gradients_at(
     let program = Program::compile(model, data.len(), Mode::Train, precision)?;
     data.check_labels(program.classes())?;
     let shape: Vec<usize> = std::iter::once(data.len()).chain(data.sample_shape().iter().copied()).collect();
-    let input = tensor::<Plain>(data.inputs().to_vec(), &shape, precision)?;
-    let (loss, gradients, _) = backward(&program, parameters, input, data.labels(), precision)?;
+    let (inputs, labels) = data.whole();
+    let input = tensor::<Plain>(inputs, &shape, precision)?;
+    let (loss, gradients, _) = backward(&program, parameters, input, &labels, precision)?;
     if !loss.is_finite() {
         return Err(TrainingError::Diverged { step: 1, epoch: 1, what: "the loss" });
     }

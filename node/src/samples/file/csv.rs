@@ -1,4 +1,4 @@
-//! Comma-separated files: which row is a header, which column the label, and every other field a finite number.
+//! Comma-separated files: which row is a header, which column the label or the node, and every other field a number.
 //! What a label's text means to a model is resolved in the parent module.
 
 use std::path::Path;
@@ -22,16 +22,22 @@ struct Columns {
     names: Option<Vec<String>>,
     count: usize,
     label: Option<usize>,
+    node: Option<usize>,
 }
 
-pub(super) fn read(path: &Path, bytes: Vec<u8>, labels: Labels) -> Result<LabelledRows, FileError> {
+/// Reads the file; the column named `node_column`, where one is asked for, says whose each row is.
+pub(super) fn read(
+    path: &Path,
+    bytes: Vec<u8>,
+    labels: Labels,
+    node_column: Option<&str>,
+) -> Result<LabelledRows, FileError> {
     let file_error = |problem: String| FileError::File { path: path.to_owned(), problem };
     // Spreadsheets begin UTF-8 files with a byte order mark.
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(text);
     let mut record = csv::StringRecord::new();
-    let mut rows =
-        LabelledRows { inputs: Vec::new(), sample_len: 0, labels: Vec::new(), source: path.to_owned(), first_row: 1 };
+    let mut rows = LabelledRows::new(path, Vec::new(), 0);
     let mut columns: Option<Columns> = None;
     let mut row = 0;
     loop {
@@ -47,8 +53,8 @@ pub(super) fn read(path: &Path, bytes: Vec<u8>, labels: Labels) -> Result<Labell
         let known = match &columns {
             Some(known) => known,
             None => {
-                let found = first_record(path, &record, labels)?;
-                rows.sample_len = found.count - usize::from(found.label.is_some());
+                let found = first_record(path, &record, labels, node_column)?;
+                rows.sample_len = found.count - usize::from(found.label.is_some()) - usize::from(found.node.is_some());
                 let is_header = found.names.is_some();
                 rows.first_row = if is_header { 2 } else { 1 };
                 let found = columns.insert(found);
@@ -66,7 +72,12 @@ pub(super) fn read(path: &Path, bytes: Vec<u8>, labels: Labels) -> Result<Labell
     Ok(rows)
 }
 
-fn first_record(path: &Path, record: &csv::StringRecord, labels: Labels) -> Result<Columns, FileError> {
+fn first_record(
+    path: &Path,
+    record: &csv::StringRecord,
+    labels: Labels,
+    node_column: Option<&str>,
+) -> Result<Columns, FileError> {
     let count = record.len();
     let refused = |problem: String| FileError::Row { path: path.to_owned(), row: 1, problem };
     if count > MAX_COLUMNS {
@@ -74,23 +85,32 @@ fn first_record(path: &Path, record: &csv::StringRecord, labels: Labels) -> Resu
     }
     let named = |field: &str| field.eq_ignore_ascii_case("label");
     let numbers = record.iter().filter(|field| field.parse::<f32>().is_ok()).count();
-    let is_header = record.iter().any(named) || (numbers == 0 && count > 1);
+    let named_node = |field: &str| node_column.is_some_and(|column| field == column);
+    let is_header = record.iter().any(|field| named(field) || named_node(field)) || (numbers == 0 && count > 1);
     let named_label = record.iter().position(named);
     if record.iter().filter(|field| named(field)).count() > 1 {
         return Err(refused("names more than one column \"label\"; keep one".to_owned()));
     }
+    let node = record.iter().position(named_node);
+    if let (Some(column), None) = (node_column, node) {
+        return Err(refused(format!(
+            "names no column {column:?} that says whose each row is; give the file a header with one"
+        )));
+    }
+    // The last column, but for the one that names the node.
+    let last = (0..count).rev().find(|&column| node != Some(column));
     let label = match labels {
-        Labels::Required => named_label.or(count.checked_sub(1)),
+        Labels::Required => named_label.or(last),
         Labels::Optional { sample_len } => named_label.or((count == sample_len + 1).then_some(sample_len)),
     };
-    if count - usize::from(label.is_some()) == 0 {
+    if count - usize::from(label.is_some()) - usize::from(node.is_some()) == 0 {
         return Err(refused(
             "has a label but no values; give one column a value and a last one, or one named \"label\", for the label"
                 .to_owned(),
         ));
     }
     let names = is_header.then(|| record.iter().map(shorten).collect());
-    Ok(Columns { names, count, label })
+    Ok(Columns { names, count, label, node })
 }
 
 fn take(
@@ -122,6 +142,10 @@ fn take(
                 return Err(wrong("the label is missing; give a class name or index".to_owned()));
             }
             rows.labels.push(RowLabel::Text(field.to_owned()));
+            continue;
+        }
+        if columns.node == Some(column) {
+            rows.nodes.push(super::node_name(field).map_err(|problem| wrong(problem.to_owned()))?);
             continue;
         }
         let value: f32 = field.parse().map_err(|_| wrong(format!("{:?} is not a number", shorten(field))))?;

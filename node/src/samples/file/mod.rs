@@ -1,4 +1,4 @@
-//! Files of samples: CSV and .npz into rows of raw float32 values and their labels, read as hostile input.
+//! Files of samples: CSV, .npz and IDX into rows of raw float32 values and their labels, read as hostile input.
 //! The formats are in the submodules; what a label means to a model is resolved here, storing is `store`'s.
 
 use std::collections::HashMap;
@@ -7,6 +7,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 mod csv;
+mod gzip;
+mod idx;
 mod npy;
 mod npz;
 mod zip;
@@ -34,6 +36,8 @@ pub struct LabelledRows {
     pub sample_len: usize,
     /// One label a row, or none at all where [`read_inputs`] met a file without labels.
     pub labels: Vec<RowLabel>,
+    /// Whose each row is, one a row, where [`read_with_nodes`] was asked for it; else none.
+    pub nodes: Vec<String>,
     source: PathBuf,
     /// Position in the file of the first row, from 1.
     first_row: usize,
@@ -89,10 +93,28 @@ pub enum FileError {
 ///   others are values.
 /// - `.npz`: an array `x`, `inputs` or `data` of shape `[rows, ...]` and an array `y`, `labels` or `label` of shape
 ///   `[rows]` with integers or text.
+/// - `...images...-ubyte` or `.idx`, plain or with `.gz` behind: MNIST's format; the labels are in the file beside it
+///   that has `labels` and `idx1` in its name instead of `images` and `idx3`. A folder that holds one such pair is
+///   read as well.
 pub fn read(path: &Path) -> Result<LabelledRows, FileError> {
     match format(path)? {
-        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required),
-        Format::Npz => npz::read(path, &read_bytes(path)?, true),
+        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required, None),
+        Format::Npz => npz::read(path, &read_bytes(path)?, true, None),
+        Format::Idx => idx::read(path),
+        Format::Folder => idx::read(&idx::only_images(path)?),
+    }
+}
+
+/// As [`read`], and whose each row is: by the CSV column or the .npz array of this name, which is no value then.
+/// Data that was gathered by many hands comes so.
+pub fn read_with_nodes(path: &Path, column: &str) -> Result<LabelledRows, FileError> {
+    match format(path)? {
+        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required, Some(column)),
+        Format::Npz => npz::read(path, &read_bytes(path)?, true, Some(column)),
+        Format::Idx | Format::Folder => Err(FileError::File {
+            path: path.to_owned(),
+            problem: format!("IDX files have no column {column:?}; say whose each row is in another way"),
+        }),
     }
 }
 
@@ -100,14 +122,28 @@ pub fn read(path: &Path) -> Result<LabelledRows, FileError> {
 /// where it has a column named `label` or one column more than `sample_len`.
 pub fn read_inputs(path: &Path, sample_len: usize) -> Result<LabelledRows, FileError> {
     let rows = match format(path)? {
-        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Optional { sample_len })?,
-        Format::Npz => npz::read(path, &read_bytes(path)?, false)?,
+        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Optional { sample_len }, None)?,
+        Format::Npz => npz::read(path, &read_bytes(path)?, false, None)?,
+        Format::Idx => idx::read_images(path)?,
+        Format::Folder => idx::read_images(&idx::only_images(path)?)?,
     };
     rows.check_width(sample_len)?;
     Ok(rows)
 }
 
+/// The images of the training part and of the test part in a folder that holds both, named as MNIST's are
+/// (`train-images...` and `t10k-images...` or `test-images...`); `None` where it is no such folder.
+pub fn train_and_test(folder: &Path) -> Option<(PathBuf, PathBuf)> {
+    idx::train_and_test(folder)
+}
+
 impl LabelledRows {
+    /// Rows without labels yet.
+    fn new(source: &Path, inputs: Vec<f32>, sample_len: usize) -> LabelledRows {
+        let (labels, nodes) = (Vec::new(), Vec::new());
+        LabelledRows { inputs, sample_len, labels, nodes, source: source.to_owned(), first_row: 1 }
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.inputs.len() / self.sample_len.max(1)
@@ -209,18 +245,37 @@ fn shorten(text: &str) -> String {
     text.chars().take(SHOWN).chain("...".chars()).collect()
 }
 
+/// The name of a row's node, as the file gives it.
+fn node_name(text: &str) -> Result<String, &'static str> {
+    const LONGEST: usize = 64;
+    match text.chars().count() {
+        0 => Err("the node's name is missing; say whose the row is"),
+        1..=LONGEST if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        _ => Err("the node's name has more than 64 characters or control characters; give a short name"),
+    }
+}
+
 enum Format {
     Csv,
     Npz,
+    Idx,
+    Folder,
 }
 
 fn format(path: &Path) -> Result<Format, FileError> {
+    if path.is_dir() {
+        return Ok(Format::Folder);
+    }
     match path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase).as_deref() {
         Some("csv") => Ok(Format::Csv),
         Some("npz") => Ok(Format::Npz),
+        _ if idx::is_named_so(path) => Ok(Format::Idx),
         _ => Err(FileError::File {
             path: path.to_owned(),
-            problem: "samples are read from .csv and .npz files; give the file one of these endings".to_owned(),
+            problem:
+                "samples are read from .csv, .npz and IDX files (...-ubyte, .idx, or these with .gz); give the file \
+                      one of these endings"
+                    .to_owned(),
         }),
     }
 }
@@ -231,7 +286,7 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, FileError> {
     // Looked at before it is opened: opening a pipe would wait for its writer.
     let metadata = std::fs::metadata(path).map_err(failed)?;
     if !metadata.is_file() {
-        return Err(refused("is not a regular file; give a .csv or .npz file".to_owned()));
+        return Err(refused("is not a regular file; give a .csv, .npz or IDX file".to_owned()));
     }
     let mut bytes = Vec::new();
     File::open(path).map_err(failed)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;

@@ -10,7 +10,13 @@ use super::{FileError, LabelledRows, RowLabel};
 const INPUT_NAMES: [&str; 3] = ["x", "inputs", "data"];
 const LABEL_NAMES: [&str; 3] = ["y", "labels", "label"];
 
-pub(super) fn read(path: &Path, bytes: &[u8], labels_required: bool) -> Result<LabelledRows, FileError> {
+/// Reads the file; the array named `node_array`, where one is asked for, says whose each row is.
+pub(super) fn read(
+    path: &Path,
+    bytes: &[u8],
+    labels_required: bool,
+    node_array: Option<&str>,
+) -> Result<LabelledRows, FileError> {
     let refused = |problem: String| FileError::File { path: path.to_owned(), problem };
     let entries =
         zip::entries(bytes).map_err(|problem| refused(format!("is no .npz file, or a damaged one: {problem}")))?;
@@ -28,6 +34,11 @@ pub(super) fn read(path: &Path, bytes: &[u8], labels_required: bool) -> Result<L
     let mut rows = inputs_of(path, &inputs.name, load(inputs)?)?;
     if let Some(entry) = labels {
         rows.labels = labels_of(path, &entry.name, load(entry)?, rows.len())?;
+    }
+    if let Some(name) = node_array {
+        let entry = find(&entries, &[name]).map_err(refused)?;
+        let entry = entry.ok_or_else(|| refused(missing("nodes", &[name], &entries)))?;
+        rows.nodes = nodes_of(path, name, load(entry)?, rows.len())?;
     }
     Ok(rows)
 }
@@ -60,7 +71,32 @@ fn inputs_of(path: &Path, name: &str, array: Array) -> Result<LabelledRows, File
             ),
         });
     }
-    Ok(LabelledRows { inputs: values, sample_len, labels: Vec::new(), source: path.to_owned(), first_row: 1 })
+    Ok(LabelledRows::new(path, values, sample_len))
+}
+
+/// Whose each row is: numbers or text.
+fn nodes_of(path: &Path, name: &str, array: Array, rows: usize) -> Result<Vec<String>, FileError> {
+    let texts: Vec<String> = match (&array.shape[..], array.values) {
+        ([count] | [count, 1], Values::Text(texts)) if *count == rows => texts,
+        ([count] | [count, 1], Values::Integer(numbers)) if *count == rows => {
+            numbers.iter().map(ToString::to_string).collect()
+        }
+        (shape, _) => {
+            let problem = format!(
+                "array {name:?} has the shape {shape:?} or holds fractions; it needs the shape [{rows}] and whole numbers \
+                 or text, one for each row of the inputs"
+            );
+            return Err(FileError::File { path: path.to_owned(), problem });
+        }
+    };
+    let checked = texts.iter().enumerate().map(|(row, text)| {
+        super::node_name(text).map_err(|problem| FileError::Row {
+            path: path.to_owned(),
+            row: row + 1,
+            problem: format!("array {name:?}: {problem}"),
+        })
+    });
+    checked.collect()
 }
 
 fn labels_of(path: &Path, name: &str, array: Array, rows: usize) -> Result<Vec<RowLabel>, FileError> {

@@ -213,9 +213,39 @@ fn every_truncation_and_every_flipped_byte_of_an_archive_is_an_error_or_read_ali
 #[test]
 fn files_of_other_kinds_are_refused() {
     let (directory, path) = write("rows.txt", "1,2\n");
-    assert!(read(&path).unwrap_err().to_string().contains(".csv and .npz"));
+    assert!(read(&path).unwrap_err().to_string().contains(".csv, .npz and IDX"));
     assert!(matches!(read(&directory.path().join("none.csv")), Err(FileError::Io { .. })));
     let folder = directory.path().join("folder.csv");
     std::fs::create_dir(&folder).unwrap();
-    assert!(read(&folder).unwrap_err().to_string().contains("not a regular file"));
+    assert!(read(&folder).unwrap_err().to_string().contains("a folder without IDX images"));
+}
+
+#[test]
+fn a_named_column_or_array_says_whose_each_row_is() {
+    let (_directory, path) = write("rows.csv", "a,node,label\n1,berlin,0\n2,oslo,1\n3,berlin,1\n");
+    let rows = read_with_nodes(&path, "node").unwrap();
+    assert_eq!((rows.inputs.as_slice(), rows.sample_len), (&[1.0, 2.0, 3.0][..], 1));
+    assert_eq!(rows.nodes, ["berlin", "oslo", "berlin"]);
+    // Without a column named "label" the last one is it, but never the node's.
+    let (_directory, path) = write("rows.csv", "a,b,node\n1,0,berlin\n");
+    let rows = read_with_nodes(&path, "node").unwrap();
+    assert_eq!((rows.inputs.as_slice(), rows.labels.as_slice()), (&[1.0][..], &[text("0")][..]));
+    let node = npy("'<i8'", "(2,)", &[4i64, -1].map(i64::to_le_bytes).concat());
+    let arrays =
+        [("x", npy("'<f4'", "(2, 1)", &floats(&[1.0, 2.0]))), ("y", npy("'|u1'", "(2,)", &[0, 1])), ("node", node)];
+    let (_directory, path) = write("rows.npz", npz(&arrays));
+    assert_eq!(read_with_nodes(&path, "node").unwrap().nodes, ["4", "-1"]);
+    assert!(read(&path).unwrap().nodes.is_empty());
+}
+
+#[test]
+fn rows_without_an_owner_are_refused_where_one_is_asked_for() {
+    let refused = |content: &str| {
+        let (_directory, path) = write("rows.csv", content);
+        read_with_nodes(&path, "node").unwrap_err().to_string()
+    };
+    assert!(refused("a,label\n1,0\n").contains("\"node\""));
+    let error = refused("a,node,label\n1,berlin,0\n2,,1\n");
+    assert!(error.contains("row 3, column 2 (\"node\")") && error.contains("missing"), "{error}");
+    assert!(refused(&format!("a,node,label\n1,{},0\n", "x".repeat(65))).contains("64 characters"));
 }

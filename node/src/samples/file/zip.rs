@@ -86,7 +86,8 @@ pub(super) fn content(bytes: &[u8], entry: &Entry) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-fn inflate(data: &[u8], expected: usize) -> Result<Vec<u8>, String> {
+/// Decompresses raw deflate data of exactly `expected` bytes.
+pub(super) fn inflate(data: &[u8], expected: usize) -> Result<Vec<u8>, String> {
     // Deflate shrinks at most 1032 times, so that a small file cannot claim a large buffer.
     if expected / 1032 > data.len() {
         return Err("claims more bytes than its data can hold; the file is damaged, so copy it again".to_owned());

@@ -22,9 +22,9 @@ fn loss_at(model: &Model, values: &[f64], data: &Dataset) -> f64 {
     let parameters = Parameters::from_f64(model.layout(), values).unwrap();
     let program = Program::<Plain>::compile(model, SAMPLES, Mode::Train, Precision::Double).unwrap();
     let shape: Vec<usize> = std::iter::once(SAMPLES).chain(model.input().sample_shape()).collect();
-    let input = tensor::<Plain>(data.inputs().to_vec(), &shape, Precision::Double).unwrap();
+    let input = tensor::<Plain>(data.whole().0, &shape, Precision::Double).unwrap();
     let logits = program.run(&parameters.plain(), input, &mut Vec::new()).unwrap();
-    cross_entropy(&to_f64(logits), data.labels(), program.classes()).loss
+    cross_entropy(&to_f64(logits), &data.labels(), program.classes()).loss
 }
 
 /// Compares every gradient with a central difference, and the forward pass with tract.

@@ -112,8 +112,8 @@ fn the_proximal_fixture_differs_from_the_plain_one() {
 #[test]
 fn the_forward_pass_gives_tracts_logits() {
     let (model, data) = (model(), digits(|row| row < 64));
-    let found = forward(&model, data.inputs(), 64);
-    let expected = by_tract(&model, data.inputs(), 64);
+    let found = forward(&model, &data.whole().0, 64);
+    let expected = by_tract(&model, &data.whole().0, 64);
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
 }
