@@ -299,7 +299,11 @@ impl Env {
             self.coverage.strike(effect, fault);
         }
         let everyday = |rng: &mut ChaCha8Rng, of_1000: u32| of_1000 > 0 && rng.random_range(0..1000) < of_1000;
-        let network = if self.is_quiet() { Network { lost: 0, duplicated: 0, late: 0, cut: 0, usual_ms: 5 } } else { self.network };
+        let network = if self.is_quiet() {
+            Network { lost: 0, duplicated: 0, late: 0, cut: 0, usual_ms: 5 }
+        } else {
+            self.network
+        };
         let mut lost = false;
         match fault {
             Some(Fault::CrashBefore) => return Err(Crash),

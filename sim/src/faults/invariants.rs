@@ -94,11 +94,7 @@ impl Checks {
     /// Before anything happens: each lineage has its version 1.
     pub fn new(lineages: &[Arc<Lineage>]) -> Checks {
         let first = |lineage: &Arc<Lineage>| (lineage.name.clone(), vec![VersionFacts::first(lineage)]);
-        Checks {
-            lineages: lineages.to_vec(),
-            versions: lineages.iter().map(first).collect(),
-            ..Checks::default()
-        }
+        Checks { lineages: lineages.to_vec(), versions: lineages.iter().map(first).collect(), ..Checks::default() }
     }
 
     /// The first violation that was found.

@@ -66,13 +66,7 @@ impl VersionFacts {
 impl Checks {
     /// A step takes effect. `before`: the recorded state that it replaces; `folded`: the updates in the version that it
     /// brings, as they were added to its sums.
-    pub fn recorded(
-        &mut self,
-        spec: &TaskSpec,
-        before: &TaskState,
-        change: &Change<'_>,
-        folded: &[AssignmentId],
-    ) {
+    pub fn recorded(&mut self, spec: &TaskSpec, before: &TaskState, change: &Change<'_>, folded: &[AssignmentId]) {
         self.clock_recorded(change.elapsed_ms);
         for accepted in change.updates {
             self.accepted(&change.state.task_id, accepted);
@@ -108,8 +102,7 @@ impl Checks {
 
     fn accepted(&mut self, task: &str, accepted: &Accepted) {
         let Accepted { id, node, update, .. } = accepted;
-        let receipt =
-            Receipt { node: *node, task: task.to_owned(), sha256: update.sha256, fate: Fate::Open };
+        let receipt = Receipt { node: *node, task: task.to_owned(), sha256: update.sha256, fate: Fate::Open };
         if self.receipts.insert(*id, receipt).is_some() {
             self.fail(Invariant::ReceiptsCountOnce, format!("{id} was recorded twice"));
         }
@@ -137,7 +130,8 @@ impl Checks {
         if !self.minted.insert((task.clone(), before.round)) {
             self.fail(Invariant::RoundsCloseOnce, format!("round {} of {task} brings a second version", before.round));
         }
-        let expected: BTreeSet<AssignmentId> = before.cohort().into_iter().flatten().filter(trained).map(|(id, _)| *id).collect();
+        let expected: BTreeSet<AssignmentId> =
+            before.cohort().into_iter().flatten().filter(trained).map(|(id, _)| *id).collect();
         let found: BTreeSet<AssignmentId> = folded.iter().copied().collect();
         self.require(found == expected && folded.len() == expected.len(), Invariant::ReceiptsCountOnce, || {
             format!("version {number} of {name} was made of {folded:?}, accepted were {expected:?}")
@@ -172,7 +166,9 @@ impl Checks {
         let number = before.base.number as usize;
         let base = self.versions.get(name).and_then(|all| all.get(number.checked_sub(1)?));
         let lineage = self.lineages.iter().find(|lineage| lineage.name == name);
-        let (Some(base), Some(lineage)) = (base, lineage) else { return Err(format!("{name} has no version {number}")) };
+        let (Some(base), Some(lineage)) = (base, lineage) else {
+            return Err(format!("{name} has no version {number}"));
+        };
         let scales = base.scales.clone().ok_or("its base has no scales")?;
         // Another task of the lineage begins with nothing kept.
         let file = before.server.as_ref().and(base.kept.as_deref());
@@ -195,7 +191,10 @@ impl Checks {
         self.closed.insert((task.to_owned(), record.round));
         for (id, _) in record.work.iter().filter(trained) {
             let Some(receipt) = self.receipts.get_mut(id) else {
-                self.fail(Invariant::ReceiptsCountOnce, format!("the record of round {} has {id}, unknown", record.round));
+                self.fail(
+                    Invariant::ReceiptsCountOnce,
+                    format!("the record of round {} has {id}, unknown", record.round),
+                );
                 continue;
             };
             let holds = match (&record.outcome, receipt.fate) {

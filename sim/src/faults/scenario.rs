@@ -254,13 +254,8 @@ fn tasks(
 /// A task file.
 fn file(rng: &mut ChaCha8Rng, strikes: &[Strike], nodes: usize, lineage: u8) -> String {
     let wants = |effects: &[Effect]| strikes.iter().any(|strike| effects.contains(&strike.effect));
-    let kept = wants(&[
-        Effect::KeptWrite,
-        Effect::KeptSync,
-        Effect::KeptName,
-        Effect::KeptFolderSync,
-        Effect::KeptRemove,
-    ]);
+    let kept =
+        wants(&[Effect::KeptWrite, Effect::KeptSync, Effect::KeptName, Effect::KeptFolderSync, Effect::KeptRemove]);
     let name = match kept {
         true => *pick(rng, &["fedadam", "fedavgm"]),
         false => *pick(rng, &["fedavg", "fedavg", "fedadam", "fednova", "q-fedavg", "fedbuff", "fedbuff", "fedbuff"]),

@@ -65,14 +65,7 @@ impl World {
             env.queue.push(host as Ms, Happening::Start(host as Host));
         }
         let ends_at = scenario.quiet_at + SLACK_MS + rounds_ms(&setup);
-        World {
-            seed,
-            env,
-            coordinator: Coordinator::new(setup),
-            nodes,
-            ends_at,
-            events: 0,
-        }
+        World { seed, env, coordinator: Coordinator::new(setup), nodes, ends_at, events: 0 }
     }
 
     /// Runs to the end, or to the first violation.
@@ -212,8 +205,10 @@ impl World {
 
     fn where_it_is(&self) -> String {
         let running = self.coordinator.database.running();
-        let tasks: Vec<String> =
-            running.iter().map(|row| format!("{} in round {}: {:?}", row.state.task_id, row.state.round, row.state.phase)).collect();
+        let tasks: Vec<String> = running
+            .iter()
+            .map(|row| format!("{} in round {}: {:?}", row.state.task_id, row.state.round, row.state.phase))
+            .collect();
         let busy = self.nodes.iter().filter(|node| !node.is_at_rest()).count();
         format!("still running: {tasks:?}; {busy} nodes are not at rest")
     }
@@ -266,5 +261,7 @@ fn host_of(happening: &Happening) -> Option<Host> {
 /// Time that all rounds of all tasks may take when nothing goes wrong.
 fn rounds_ms(setup: &Setup) -> Ms {
     let specs = setup.tasks.iter().filter_map(|(_, text)| fedge_coordinator::rounds::task::TaskSpec::parse(text).ok());
-    specs.map(|spec| spec.rounds.count * 2 * (spec.rounds.deadline_s + spec.rounds.evaluation_deadline_s + 6) * 1_000).sum()
+    specs
+        .map(|spec| spec.rounds.count * 2 * (spec.rounds.deadline_s + spec.rounds.evaluation_deadline_s + 6) * 1_000)
+        .sum()
 }

@@ -120,7 +120,8 @@ impl Coordinator {
         let mut by_task: BTreeMap<String, Vec<Waiting>> = BTreeMap::new();
         let mut at_once = Vec::new();
         for waiting in std::mem::take(&mut process.waiting) {
-            let owner = process.tasks.iter().find_map(|(task, running)| Some((task, owner(&running.state, waiting.id)?)));
+            let owner =
+                process.tasks.iter().find_map(|(task, running)| Some((task, owner(&running.state, waiting.id)?)));
             match owner {
                 Some((task, owner)) if owner == self.setup.name(waiting.node) => {
                     by_task.entry(task.clone()).or_default().push(waiting);

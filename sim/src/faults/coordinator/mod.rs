@@ -202,13 +202,7 @@ impl Coordinator {
     }
 
     /// One event of a task; false: there is no such running task.
-    fn event(
-        &mut self,
-        env: &mut Env,
-        task_id: &str,
-        event: &Event,
-        minted: Option<Minted>,
-    ) -> Result<bool, Trouble> {
+    fn event(&mut self, env: &mut Env, task_id: &str, event: &Event, minted: Option<Minted>) -> Result<bool, Trouble> {
         if !self.process.as_ref().is_some_and(|process| process.tasks.contains_key(task_id)) {
             return Ok(false);
         }

@@ -123,7 +123,8 @@ impl Coordinator {
         let rows = self.database.versions.values().filter(|row| bases.contains(&row.manifest.digest));
         board.bases = rows.map(|row| (row.manifest.digest, row.clone())).collect();
         process.board = board;
-        let held: Vec<(Host, u64, u64)> = process.held.iter().map(|(node, held)| (*node, held.call, held.seen)).collect();
+        let held: Vec<(Host, u64, u64)> =
+            process.held.iter().map(|(node, held)| (*node, held.call, held.seen)).collect();
         for (node, call, seen) in held {
             let Some(reply) = self.reply(env, node).filter(|reply| reply.seen != seen) else { continue };
             if let Some(process) = &mut self.process {

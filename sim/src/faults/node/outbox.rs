@@ -201,7 +201,9 @@ impl Node {
             let tentative: Vec<(Id, &[u8])> = names
                 .iter()
                 .filter_map(|name| match name {
-                    Name::Update(id) if self.get(*id)?.task == task => Some((*id, self.disk.read(Name::Leftover(*id))?)),
+                    Name::Update(id) if self.get(*id)?.task == task => {
+                        Some((*id, self.disk.read(Name::Leftover(*id))?))
+                    }
                     _ => None,
                 })
                 .collect();

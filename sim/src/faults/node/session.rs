@@ -74,7 +74,8 @@ impl Node {
     /// Says the refusals that did not arrive yet.
     pub(super) fn decline_again(&mut self, env: &mut Env) -> Result<(), Crash> {
         let Some(process) = &mut self.process else { return Ok(()) };
-        let under_way = |id: &Id| process.calls.values().any(|call| matches!(call, Call::Decline(other) if other == id));
+        let under_way =
+            |id: &Id| process.calls.values().any(|call| matches!(call, Call::Decline(other) if other == id));
         let next = process.declines.iter().map(|(id, _)| *id).find(|id| !under_way(id));
         match next {
             Some(id) => self.call(env, Call::Decline(id), Body::Decline(id)).map(drop),

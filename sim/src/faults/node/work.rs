@@ -62,7 +62,11 @@ impl Node {
         let (id, version) = (work.id, work.version);
         match &work.stage {
             Stage::Fetching if process.versions.iter().any(|(have, _)| *have == version) => {
-                if work.training { self.begin_training(env, serial) } else { self.begin_evaluating(env, serial) }
+                if work.training {
+                    self.begin_training(env, serial)
+                } else {
+                    self.begin_evaluating(env, serial)
+                }
             }
             Stage::Fetching => {
                 work.attempts += 1;
