@@ -81,7 +81,7 @@ pub(super) async fn receive(
 
 async fn small(stream: &mut Streaming<UploadRequest>, begin: &Begin) -> Result<Received, UploadError> {
     if begin.offset != 0 {
-        return Err(UploadError::Protocol(format!("chunks begin at {}, nothing is here of this update", begin.offset)));
+        return Err(UploadError::Broken(format!("chunks begin at {}, nothing is here of this update", begin.offset)));
     }
     let mut receiver = Receiver::new(begin.update.bytes);
     let mut bytes = Vec::new();
@@ -112,7 +112,7 @@ async fn open(begin: &Begin, spool: &Spool, entry: Entry) -> Result<(File, Recei
         let there = file.metadata().map_err(disk)?.len();
         if offset > there {
             let text = format!("chunks begin at byte {offset}, {there} are here: ask with FindUpload");
-            return Err(UploadError::Protocol(text));
+            return Err(UploadError::Broken(text));
         }
         file.set_len(offset).map_err(disk)?;
         file.seek(SeekFrom::Start(0)).map_err(disk)?;
@@ -133,10 +133,13 @@ fn check_commit(begin: &Begin, sha256: &[u8]) -> Result<(), UploadError> {
 /// The next part of an upload.
 pub(super) async fn next(stream: &mut Streaming<UploadRequest>) -> Result<Part, UploadError> {
     let message = tokio::time::timeout(CHUNK_TIMEOUT, stream.message()).await;
-    let message = message.map_err(|_| UploadError::Protocol("nothing came for 30 s: the upload is given up".into()))?;
-    let message = message.map_err(|e| UploadError::Protocol(format!("the upload broke off: {}", e.message())))?;
-    let part = message.and_then(|m| m.part);
-    part.ok_or_else(|| UploadError::Protocol("the upload ended without `commit`".into()))
+    let message = message.map_err(|_| UploadError::Broken("nothing came for 30 s: the upload is given up".into()))?;
+    let message = message.map_err(|e| UploadError::Broken(format!("the upload broke off: {}", e.message())))?;
+    match message {
+        Some(message) => message.part.ok_or_else(|| UploadError::Protocol("a part of an upload is empty".into())),
+        // A node that can't read its file any further ends so.
+        None => Err(UploadError::Broken("the upload ended without `commit`".into())),
+    }
 }
 
 async fn blocking<T: Send + 'static>(

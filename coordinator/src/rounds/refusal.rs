@@ -14,6 +14,9 @@ pub enum UploadError {
     /// Not begin, chunks, commit.
     #[error("{0}")]
     Protocol(String),
+    /// It broke on the way, or begins where less is here than the node believes: the same may be sent again.
+    #[error("{0}; send it again")]
+    Broken(String),
     /// No running round waits for it.
     #[error("no running round waits for assignment {0}: its round is over or it never was")]
     Closed(String),
@@ -104,6 +107,7 @@ impl UploadError {
     pub fn slug(&self) -> &'static str {
         match self {
             UploadError::Protocol(_) => "protocol",
+            UploadError::Broken(_) => "broken",
             UploadError::Closed(_) => "closed",
             UploadError::Foreign(_) => "foreign_assignment",
             UploadError::Conflict(_) => "conflict",
@@ -141,6 +145,7 @@ impl UploadError {
             | UploadError::Norm { .. }
             | UploadError::Values(_) => true,
             UploadError::Protocol(_)
+            | UploadError::Broken(_)
             | UploadError::Closed(_)
             | UploadError::Foreign(_)
             | UploadError::Conflict(_)
@@ -162,7 +167,7 @@ impl UploadError {
             }
             UploadError::Busy(_) | UploadError::SpoolFull(_) => Status::resource_exhausted(text),
             UploadError::Disk(_) => Status::unavailable(text),
-            UploadError::Transfer(_) => Status::data_loss(text),
+            UploadError::Transfer(_) | UploadError::Broken(_) => Status::data_loss(text),
             UploadError::Protocol(_)
             | UploadError::Coding { .. }
             | UploadError::Size { .. }
@@ -182,5 +187,19 @@ impl From<MintError> for UploadError {
             MintError::Update { problem, .. } => UploadError::Encoding(problem),
             other => UploadError::Disk(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Code;
+
+    #[test]
+    fn what_broke_on_the_way_may_be_sent_again_and_what_is_malformed_may_not() {
+        let broken = UploadError::Broken("the upload ended without `commit`".into());
+        assert_eq!((broken.status().code(), broken.is_final()), (Code::DataLoss, false));
+        let malformed = UploadError::Protocol("a second `begin` within an upload".into());
+        assert_eq!(malformed.status().code(), Code::InvalidArgument);
     }
 }

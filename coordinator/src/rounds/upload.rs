@@ -110,16 +110,11 @@ impl Uploads {
         let (update, payload) = self.verify(received, &begin, &terms).await?;
         match self.rounds.commit(node, begin.assignment, update, payload).await {
             Ok(Answer::Noted | Answer::Duplicate) => Ok(receipt),
-            Ok(answer) => {
-                // The whole file of an update that will not count is in nobody's way until its round closes.
-                let id = begin.assignment.to_string();
-                Err(match answer {
-                    Answer::Foreign => UploadError::Foreign(id),
-                    Answer::Conflict => UploadError::Conflict(id),
-                    Answer::Stale(by) => UploadError::Stale(by),
-                    _ => UploadError::Closed(id),
-                })
-            }
+            Ok(Answer::Foreign) => Err(UploadError::Foreign(begin.assignment.to_string())),
+            Ok(Answer::Stale(by)) => Err(UploadError::Stale(by)),
+            // An upload of before, whose connection broke while it waited to be recorded, may have counted by now, and its
+            // round may be over: a node that heard "closed" would throw away what this update left behind.
+            Ok(Answer::Conflict | Answer::Closed | Answer::Open(_)) => self.earlier(&begin).await.map(|()| receipt),
             Err(error) => Err(UploadError::Disk(error.to_string())),
         }
     }

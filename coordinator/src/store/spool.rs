@@ -47,26 +47,36 @@ pub struct Entry {
 pub struct Spool {
     folder: PathBuf,
     quota: u64,
+    places: Arc<Mutex<Places>>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
     /// Bytes that each update takes, or will take when it has arrived.
-    promised: Arc<Mutex<BTreeMap<Entry, u64>>>,
+    promised: BTreeMap<Entry, u64>,
+    /// Updates that are over and that the disk did not let go yet: they take their place until it does.
+    over: BTreeSet<Entry>,
 }
 
 impl Spool {
     /// The spool in `folder`, which exists. Keeps the files whose assignments are `known`, and removes all others: what a
     /// crash left behind. `quota`: bytes that all updates may take together.
     pub fn open(folder: PathBuf, quota: u64, known: &BTreeSet<[u8; 16]>) -> Spool {
-        let mut promised = BTreeMap::new();
+        let mut places = Places::default();
         for file in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let entry = file.file_name().to_str().and_then(Entry::parse);
-            match entry.filter(|entry| known.contains(&entry.assignment)) {
-                Some(entry) => {
-                    let bytes = file.metadata().map_or(0, |m| m.len());
-                    promised.insert(entry, bytes);
-                }
-                None => remove(&file.path()),
+            let Some(entry) = file.file_name().to_str().and_then(Entry::parse) else {
+                remove(&file.path());
+                continue;
+            };
+            *places.promised.entry(entry).or_default() += file.metadata().map_or(0, |m| m.len());
+            if !known.contains(&entry.assignment) {
+                places.over.insert(entry);
             }
         }
-        Spool { folder, quota, promised: Arc::new(Mutex::new(promised)) }
+        let spool = Spool { folder, quota, places: Arc::default() };
+        spool.sweep(&mut places);
+        *spool.lock() = places;
+        spool
     }
 
     /// Where a whole update lies.
@@ -91,12 +101,12 @@ impl Spool {
     /// [`SpoolError::Full`], or the disk's error.
     pub fn begin(&self, entry: &Entry, bytes: u64) -> Result<File, SpoolError> {
         let path = self.part_path(entry);
-        let mut promised = self.lock();
-        let others: Vec<Entry> = of(&promised, &entry.assignment).filter(|other| other != entry).collect();
-        for other in others.into_iter().filter(|other| !self.path(other).exists()) {
-            remove(&self.part_path(&other));
-            promised.remove(&other);
-        }
+        let mut places = self.lock();
+        let others: Vec<Entry> = of(&places.promised, &entry.assignment).filter(|other| other != entry).collect();
+        places.over.extend(others.into_iter().filter(|other| !self.path(other).exists()));
+        places.over.remove(entry);
+        self.sweep(&mut places);
+        let promised = &mut places.promised;
         let used: u64 = promised.iter().filter(|(other, _)| *other != entry).map(|(_, bytes)| bytes).sum();
         if used.saturating_add(bytes) > self.quota {
             return Err(SpoolError::Full { used, quota: self.quota });
@@ -110,12 +120,13 @@ impl Spool {
     /// Gives a verified update its lasting name; on disk when this returns.
     ///
     /// # Errors
-    /// The disk's error; the unfinished file stays.
+    /// The disk's error; the unfinished file stays, unless it was its sync that failed: the kernel may take what it could
+    /// not write for written, and another sync would succeed without it.
     pub fn finish(&self, entry: &Entry, file: &File) -> Result<(), SpoolError> {
         let (part, path) = (self.part_path(entry), self.path(entry));
         let work = || -> io::Result<()> {
             fail::fail_point!("spool_before_sync");
-            file.sync_all()?;
+            file.sync_all().inspect_err(|_| self.discard(entry))?;
             fail::fail_point!("spool_synced");
             fs::rename(&part, &path)?;
             fail::fail_point!("spool_renamed");
@@ -128,23 +139,32 @@ impl Spool {
     pub fn discard(&self, entry: &Entry) {
         remove(&self.part_path(entry));
         if !self.path(entry).exists() {
-            self.lock().remove(entry);
+            self.lock().promised.remove(entry);
         }
     }
 
     /// Removes everything of an assignment whose round is over.
     pub fn remove(&self, assignment: &[u8; 16]) {
-        let mut promised = self.lock();
-        let entries: Vec<Entry> = of(&promised, assignment).collect();
-        for entry in entries {
-            remove(&self.path(&entry));
-            remove(&self.part_path(&entry));
-            promised.remove(&entry);
-        }
+        let mut places = self.lock();
+        let entries: Vec<Entry> = of(&places.promised, assignment).collect();
+        places.over.extend(entries);
+        self.sweep(&mut places);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Entry, u64>> {
-        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Removes what is over; what the disk does not let go is tried again the next time.
+    fn sweep(&self, places: &mut Places) {
+        let Places { promised, over } = places;
+        over.retain(|entry| {
+            let gone = [self.path(entry), self.part_path(entry)].iter().all(|path| remove(path));
+            if gone {
+                promised.remove(entry);
+            }
+            !gone
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -168,11 +188,14 @@ fn of(promised: &BTreeMap<Entry, u64>, assignment: &[u8; 16]) -> impl Iterator<I
     promised.range(range).map(|(entry, _)| *entry)
 }
 
-fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %path.display(), %error, "a file of the spool could not be removed");
+/// Whether it is gone.
+fn remove(path: &Path) -> bool {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "a file of the spool could not be removed");
+            false
+        }
+        _ => true,
     }
 }
 
@@ -228,5 +251,21 @@ mod tests {
         assert_eq!((spool.arrived(&entry(1, 1)), spool.arrived(&entry(2, 1))), (0, 8));
         assert!(!folder.path().join("stray").exists());
         assert!(matches!(spool.begin(&entry(3, 1), 8), Err(SpoolError::Full { used: 8, .. })));
+    }
+
+    #[test]
+    fn what_the_disk_does_not_let_go_takes_its_place_until_it_does() {
+        let folder = tempfile::tempdir().unwrap();
+        // A folder can't be removed as a file can.
+        let stuck = folder.path().join(entry(1, 1).name());
+        fs::create_dir(&stuck).unwrap();
+        let bytes = stuck.metadata().unwrap().len();
+        let spool = Spool::open(folder.path().to_owned(), bytes + 8, &BTreeSet::new());
+        spool.begin(&entry(2, 1), 8).unwrap();
+        assert!(matches!(spool.begin(&entry(3, 1), 8), Err(SpoolError::Full { .. })));
+        fs::remove_dir(&stuck).unwrap();
+        fs::write(&stuck, b"let go").unwrap();
+        spool.begin(&entry(3, 1), 8).unwrap();
+        assert!(!stuck.exists());
     }
 }
