@@ -7,7 +7,7 @@ use fedge_sim::faults::invariants::Invariant;
 use fedge_sim::faults::{Bug, command, run, sweep};
 
 /// Seeds of the default run.
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 4_000;
 /// Seeds within which a planted bug is found.
 const BUDGET: u64 = 300;
 
