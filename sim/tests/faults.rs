@@ -54,7 +54,8 @@ fn every_planted_bug_is_found_by_the_invariant_that_it_breaks() {
         (Bug::ClockRunsBackward, Invariant::TimeRunsForward),
         (Bug::SkipsAFolderSync, Invariant::SavedBeforeSpoken),
     ] {
-        let found = (0..BUDGET).find_map(|seed| run(seed, Some(bug), false).violation.map(|violation| (seed, violation)));
+        let found =
+            (0..BUDGET).find_map(|seed| run(seed, Some(bug), false).violation.map(|violation| (seed, violation)));
         let (seed, violation) = found.unwrap_or_else(|| panic!("{bug:?} is not found within {BUDGET} seeds"));
         assert_eq!(violation.invariant, invariant, "{bug:?}: {violation}\n{}", command(seed, Some(bug)));
         println!("{bug:?}: seed {seed}, {violation}");
@@ -65,9 +66,8 @@ fn every_planted_bug_is_found_by_the_invariant_that_it_breaks() {
 fn a_failing_seed_is_reported_with_the_command_that_shows_it() {
     let sweep = sweep(0..50, Some(Bug::SkipsAFolderSync), 1, 1);
     let seed = sweep.violations[0].0;
-    let command = format!(
-        "cargo run --release -p fedge-sim --example faults -- --seed {seed} --bug SkipsAFolderSync --trace"
-    );
+    let command =
+        format!("cargo run --release -p fedge-sim --example faults -- --seed {seed} --bug SkipsAFolderSync --trace");
     assert!(sweep.report(Some(Bug::SkipsAFolderSync)).contains(&command));
     let shown = run(seed, Some(Bug::SkipsAFolderSync), true);
     assert!(shown.lines.last().unwrap().contains("VIOLATION SavedBeforeSpoken"));

@@ -107,7 +107,13 @@ mod tests {
             partial: false,
             duration_ms: 0,
         };
-        let trained = Trained { delta, tensors: [len].into(), statistics: vec![0..144], examples: 32, metrics };
+        let trained = Trained {
+            delta,
+            tensors: [len].into(),
+            statistics: std::iter::once(0..144).collect(),
+            examples: 32,
+            metrics,
+        };
         let mut control = OwnControl::new(&plan, &trained);
         for (name, gradient) in gradients {
             let found = &control.values[model.layout().range(&name).unwrap()];

@@ -217,7 +217,7 @@ mod tests {
             let outbox = Outbox::open(folder.path().join("outbox")).unwrap();
             put(&outbox, ID, &payload(), Leftover::default());
             let (fake, client) = Fake::start().await;
-            Room { folder: folder, outbox, fake, client }
+            Room { folder, outbox, fake, client }
         }
 
         async fn deliver(&self) -> Delivery {

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
 
-    const GO: AtomicBool = AtomicBool::new(false);
+    static GO: AtomicBool = AtomicBool::new(false);
 
     #[test]
     fn results_are_taken_in_any_order_and_few_lie_about() {

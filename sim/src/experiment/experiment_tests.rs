@@ -8,7 +8,7 @@ use super::population::{Partition, Recipe};
 use super::split::{Split, TestPart};
 use super::*;
 
-const GO: AtomicBool = AtomicBool::new(false);
+static GO: AtomicBool = AtomicBool::new(false);
 
 fn zoo(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/zoo").join(name)

@@ -132,7 +132,7 @@ fn the_test_part_is_a_share_of_each_class_or_the_end_of_the_file() {
     assert_eq!((train.len(), test.len()), (800, 200));
     for class in 0..10u32 {
         let share = test.iter().filter(|row| labels[**row as usize] == class).count();
-        assert!((share as f64 - (55 + 10 * class) as f64 * 0.2).abs() <= 1.0, "class {class}: {share}");
+        assert!((share as f64 - f64::from(55 + 10 * class) * 0.2).abs() <= 1.0, "class {class}: {share}");
     }
     let mut all = [train, test].concat();
     all.sort_unstable();

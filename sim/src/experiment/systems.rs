@@ -296,7 +296,10 @@ mod tests {
         let systems = Systems { speed_sigma: 1.0, ..Systems::default() };
         let speeds = systems.speeds(1, 4001);
         let slower = speeds.iter().filter(|speed| **speed < 1000.0).count();
-        let within = speeds.iter().filter(|speed| (1000.0 / 2.718..1000.0 * 2.718).contains(*speed)).count();
+        let within = speeds
+            .iter()
+            .filter(|speed| (1000.0 / std::f64::consts::E..1000.0 * std::f64::consts::E).contains(*speed))
+            .count();
         assert!((1850..2150).contains(&slower), "{slower}");
         assert!((0.66..0.71).contains(&(within as f64 / 4001.0)), "{within}");
         assert!(Systems::default().speeds(1, 9).iter().all(|speed| *speed == 1000.0));

@@ -273,7 +273,9 @@ mod tests {
     const FILE: Name = Name::Update([1; 16]);
     const OTHER: Name = Name::Update([2; 16]);
 
-    fn after_crashes(make: impl Fn(&mut Disk)) -> BTreeSet<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+    type TwoFiles = (Option<Vec<u8>>, Option<Vec<u8>>);
+
+    fn after_crashes(make: impl Fn(&mut Disk)) -> BTreeSet<TwoFiles> {
         let crash = |seed| {
             let mut disk = Disk::default();
             make(&mut disk);
