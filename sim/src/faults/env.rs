@@ -1,5 +1,5 @@
-//! What hosts live in: clocks, network, and the faults that strike their effects. Every effect of a host passes here.
-//! What the hosts do is theirs; which faults wait for what was drawn in `scenario`.
+//! What hosts live in: clocks, timers, and the faults that strike their effects. Every effect of a host passes here; messages
+//! go on in `network`. What the hosts do is theirs; which faults wait for what was drawn in `scenario`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,7 +12,7 @@ use super::clock::{Ms, Queue};
 use super::coverage::Coverage;
 use super::effect::{Effect, Fault};
 use super::invariants::Checks;
-use super::message::{Body, COORDINATOR, Host, Message};
+use super::message::{COORDINATOR, Host, Message};
 use super::scenario::{Act, Incident, Network, Scenario, Strike};
 use super::trace::Trace;
 use super::{coordinator, node};
@@ -67,17 +67,17 @@ impl Struck {
 
 /// What of the world is one host's.
 #[derive(Debug, Default)]
-struct Place {
+pub(super) struct Place {
     life: u32,
-    busy_until: Ms,
+    pub(super) busy_until: Ms,
     disk: Option<(Fault, Ms)>,
-    partitioned_until: Ms,
+    pub(super) partitioned_until: Ms,
     slow: (u64, Ms),
     wall_offset_ms: i64,
     /// The last jump of the wall clock, and the effects that have met it.
     jump: Option<(Fault, u64)>,
     /// The last messages of and to a node that were heard.
-    heard: [u64; 2],
+    pub(super) heard: [u64; 2],
 }
 
 /// The world around the hosts.
@@ -103,11 +103,11 @@ pub struct Env {
     pub bug: Option<Bug>,
     /// Time that a pause within the present event has taken.
     lag: Ms,
-    network: Network,
+    pub(super) network: Network,
     strikes: Vec<Strike>,
     places: Vec<Place>,
-    cut: BTreeSet<u64>,
-    sent: u64,
+    pub(super) cut: BTreeSet<u64>,
+    pub(super) sent: u64,
     calls: u64,
 }
 
@@ -285,106 +285,6 @@ impl Env {
         }
     }
 
-    /// Sends a message.
-    ///
-    /// # Errors
-    /// The process dies, before or after.
-    pub fn send(&mut self, from: Host, to: Host, call: u64, body: Body) -> Result<(), Crash> {
-        let effect = body.effect();
-        self.coverage.effect(effect);
-        let node = from.max(to);
-        let fault = self.strike(effect);
-        if let Some(fault) = fault {
-            self.note(format_args!("FAULT {fault:?} at {effect:?} of {from}"));
-            self.coverage.strike(effect, fault);
-        }
-        let everyday = |rng: &mut ChaCha8Rng, of_1000: u32| of_1000 > 0 && rng.random_range(0..1000) < of_1000;
-        let network = if self.is_quiet() {
-            Network { lost: 0, duplicated: 0, late: 0, cut: 0, usual_ms: 5 }
-        } else {
-            self.network
-        };
-        let mut lost = false;
-        match fault {
-            Some(Fault::CrashBefore) => return Err(Crash),
-            Some(Fault::Loss) => lost = true,
-            Some(Fault::Cut) => self.cut(node, call),
-            Some(Fault::Partition) => {
-                let until = self.now + self.rng.random_range(500..8_000);
-                self.place_mut(node).partitioned_until = until;
-                lost = true;
-            }
-            _ if self.is_partitioned(node) => {
-                self.coverage.strike(effect, Fault::Partition);
-                lost = true;
-            }
-            _ if Fault::Cut.can_strike(effect) && everyday(&mut self.rng, network.cut) => {
-                self.coverage.strike(effect, Fault::Cut);
-                self.cut(node, call);
-            }
-            _ if everyday(&mut self.rng, network.lost) => {
-                self.coverage.strike(effect, Fault::Loss);
-                lost = true;
-            }
-            _ => {}
-        }
-        let mut extra = match fault {
-            Some(Fault::Delay) => self.rng.random_range(1_000..6_000),
-            Some(Fault::Reorder) => self.rng.random_range(50..1_500),
-            _ => 0,
-        };
-        if everyday(&mut self.rng, network.late) {
-            self.coverage.strike(effect, Fault::Delay);
-            extra += self.rng.random_range(1_000..3_000);
-        }
-        let mut copies = 1;
-        if fault == Some(Fault::Duplicate) {
-            copies = 2;
-        } else if everyday(&mut self.rng, network.duplicated) {
-            self.coverage.strike(effect, Fault::Duplicate);
-            copies = 2;
-        }
-        self.sent += 1;
-        if !lost && !self.cut.contains(&call) {
-            let message = Message { from, to, call, order: self.sent, body };
-            for _ in 1..copies {
-                let at = self.time() + extra + self.rng.random_range(1..2_000);
-                self.queue.push(at, Happening::Arrival(message.clone()));
-            }
-            let at = self.time() + extra + self.rng.random_range(1..=2 * network.usual_ms);
-            self.queue.push(at, Happening::Arrival(message));
-        }
-        match fault {
-            Some(Fault::CrashAfter) => Err(Crash),
-            Some(Fault::Pause) => {
-                self.pause(from);
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether a message that arrives is heard; a message that was overtaken is counted.
-    pub fn arrives(&mut self, message: &Message) -> bool {
-        let node = message.from.max(message.to);
-        let effect = message.body.effect();
-        if self.is_partitioned(node) {
-            self.coverage.strike(effect, Fault::Partition);
-            return false;
-        }
-        if self.cut.contains(&message.call) {
-            return false;
-        }
-        let direction = usize::from(message.to == COORDINATOR);
-        let heard = &mut self.place_mut(node).heard[direction];
-        if message.order < *heard {
-            self.coverage.strike(effect, Fault::Reorder);
-        } else {
-            *heard = message.order;
-        }
-        true
-    }
-
     /// Acts out a fault whose time has come; a crash is the world's.
     pub fn incident(&mut self, incident: Incident) {
         if self.is_quiet() {
@@ -414,7 +314,7 @@ impl Env {
         }
     }
 
-    fn strike(&mut self, effect: Effect) -> Option<Fault> {
+    pub(super) fn strike(&mut self, effect: Effect) -> Option<Fault> {
         if self.is_quiet() {
             return None;
         }
@@ -428,25 +328,12 @@ impl Env {
         due.map(|index| self.strikes.swap_remove(index).fault)
     }
 
-    fn pause(&mut self, host: Host) {
+    pub(super) fn pause(&mut self, host: Host) {
         let ms = self.rng.random_range(200..8_000);
         self.lag += ms;
         let until = self.time();
         let place = self.place_mut(host);
         place.busy_until = place.busy_until.max(until);
-    }
-
-    fn cut(&mut self, node: Host, call: u64) {
-        self.cut.insert(call);
-        // Either side may hear of it at once, or has to find out by its own patience.
-        if self.rng.random_bool(0.5) {
-            let after = self.rng.random_range(1..200);
-            self.node_timer(node, after, node::Timer::Broken(call));
-        }
-        if self.rng.random_bool(0.5) {
-            let after = self.rng.random_range(1..200);
-            self.coordinator_timer(after, coordinator::Timer::UploadSilent(node, call, u64::MAX));
-        }
     }
 
     fn jump(&mut self, host: Host, ms: i64) {
@@ -465,15 +352,11 @@ impl Env {
         }
     }
 
-    fn is_partitioned(&self, node: Host) -> bool {
-        self.place(node).is_some_and(|place| place.partitioned_until > self.now)
-    }
-
-    fn place(&self, host: Host) -> Option<&Place> {
+    pub(super) fn place(&self, host: Host) -> Option<&Place> {
         self.places.get(usize::from(host))
     }
 
-    fn place_mut(&mut self, host: Host) -> &mut Place {
+    pub(super) fn place_mut(&mut self, host: Host) -> &mut Place {
         let last = self.places.len() - 1;
         &mut self.places[usize::from(host).min(last)]
     }

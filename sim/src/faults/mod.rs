@@ -12,6 +12,7 @@ mod env;
 pub mod invariants;
 mod ledger;
 mod message;
+mod network;
 mod node;
 pub mod scenario;
 mod sweep;

@@ -7,7 +7,7 @@ use fedge_coordinator::rounds::state::{AssignmentId, Evaluation, TaskState, Trai
 use fedge_coordinator::rounds::step::{Admission, Event, admit};
 use rand::RngExt;
 
-use super::making::short;
+use super::folds::short;
 use super::{Coordinator, Decision, Timer};
 use crate::faults::Bug;
 use crate::faults::database::Accepted;

@@ -1,48 +1,24 @@
-//! From recorded updates to a version on disk: folds, one by one, then the making, stage by stage, each of which other
-//! events may interrupt. The arithmetic is `arithmetic`'s; what the result leads to is decided in `step`.
+//! From a sum to a version on disk, stage by stage, each of which other events may interrupt.
+//! The arithmetic is `arithmetic`'s; what the result leads to is decided in `step`.
 
 use std::sync::Arc;
 
-use fedge_coordinator::aggregate::UpdateFacts;
 use fedge_coordinator::aggregate::fixed_point::Sums;
-use fedge_coordinator::rounds::state::{AssignmentId, Phase, ServerState, TaskState, VersionRef, WorkStatus};
+use fedge_coordinator::rounds::state::{AssignmentId, Phase, ServerState, TaskState, VersionRef};
 use fedge_coordinator::rounds::step::Event;
 use fedge_coordinator::rounds::task::TaskSpec;
 use fedge_models::Digest;
 use rand::RngExt;
 
+use super::folds::Sum;
 use super::running::{Base, row};
-use super::{Coordinator, Minted, Timer};
-use crate::faults::Bug;
-use crate::faults::arithmetic::{Made, close, facts, file_of, fold, in_order, kept_of};
-use crate::faults::database::Accepted;
-use crate::faults::disk::{Folder, Name};
+use super::{Coordinator, Minted, Timer, survive};
+use crate::faults::arithmetic::{Made, close, file_of, in_order, kept_of};
+use crate::faults::disk::Name;
 use crate::faults::effect::Effect;
 use crate::faults::env::{Crash, Env, Trouble};
 use crate::faults::invariants::Invariant;
-use crate::faults::message::{COORDINATOR, Sha};
-
-/// The sum of a round's updates.
-#[derive(Debug)]
-pub(super) struct Sum {
-    task: String,
-    sums: Arc<Sums>,
-    /// Updates on their way into it.
-    todo: Vec<Todo>,
-    /// Updates that are in it.
-    folded: Vec<(String, AssignmentId, UpdateFacts)>,
-    broken: Option<String>,
-}
-
-#[derive(Debug)]
-struct Todo {
-    id: AssignmentId,
-    node: String,
-    facts: UpdateFacts,
-    sha256: Sha,
-    /// A small one; others are in the spool.
-    row: Option<Vec<u8>>,
-}
+use crate::faults::message::COORDINATOR;
 
 /// The making of a version.
 #[derive(Debug)]
@@ -51,7 +27,7 @@ pub(super) struct Job {
     index: u8,
     lineage: u8,
     round: u64,
-    spec: Arc<TaskSpec>,
+    pub(super) spec: Arc<TaskSpec>,
     base: Base,
     server: Option<ServerState>,
     population: usize,
@@ -67,102 +43,6 @@ enum Stage {
 }
 
 impl Coordinator {
-    /// The state is recorded: takes it on, with the sums that belong to it.
-    pub(super) fn enter(
-        &mut self,
-        env: &mut Env,
-        task_id: &str,
-        next: TaskState,
-        minted: Option<Minted>,
-        updates: &[Accepted],
-    ) {
-        let Some(process) = &mut self.process else { return };
-        let Some(running) = process.tasks.get_mut(task_id) else { return };
-        let new_round = next.round != running.state.round;
-        let closes = matches!(next.phase, Phase::Aggregating { .. });
-        running.state = next;
-        if let Some(minted) = minted {
-            running.base = minted.base;
-        }
-        if new_round || !matches!(running.state.phase, Phase::Training { .. } | Phase::Aggregating { .. }) {
-            running.sum.take().map(|sum| process.sums.remove(&sum));
-        }
-        if matches!(running.state.phase, Phase::Ended { .. }) {
-            process.tasks.remove(task_id);
-            return;
-        }
-        if new_round {
-            // An asynchronous round begins with what came while the version before was made.
-            return self.fold_again(env, task_id);
-        }
-        let late = closes && env.bug == Some(Bug::ForgetsALateUpdate);
-        let known = updates.len() - usize::from(late && !updates.is_empty());
-        for accepted in updates.iter().take(known) {
-            self.plan_fold(env, task_id, accepted.id);
-        }
-    }
-
-    /// Begins the round's sum again and folds every accepted update into it.
-    pub(super) fn fold_again(&mut self, env: &mut Env, task_id: &str) {
-        let Some(process) = &mut self.process else { return };
-        let Some(running) = process.tasks.get_mut(task_id) else { return };
-        running.sum.take().map(|sum| process.sums.remove(&sum));
-        if !matches!(running.state.phase, Phase::Training { .. } | Phase::Aggregating { .. }) {
-            return;
-        }
-        for id in running.trained() {
-            self.plan_fold(env, task_id, id);
-            if env.bug == Some(Bug::FoldsTwice) {
-                self.plan_fold(env, task_id, id);
-            }
-        }
-    }
-
-    fn plan_fold(&mut self, env: &mut Env, task_id: &str, id: AssignmentId) {
-        let row = self.database.updates.get(&id).and_then(|row| row.payload.clone());
-        let Some(process) = &mut self.process else { return };
-        let Some(running) = process.tasks.get_mut(task_id) else { return };
-        // An update that belongs to the next buffer waits for it.
-        let Some(work) = running.state.cohort().and_then(|work| work.get(&id)) else { return };
-        let WorkStatus::Trained(update) = &work.status else { return };
-        let facts = facts(&running.spec, &running.state, work, update);
-        let todo = Todo { id, node: work.node.clone(), facts, sha256: update.sha256, row };
-        let generation = *running.sum.get_or_insert_with(|| {
-            process.generations += 1;
-            process.generations
-        });
-        let count = running.spec.strategy.strategy().sums();
-        let scales = running.base.scales.clone();
-        let sum = process.sums.entry(generation).or_insert_with(|| Sum::new(task_id, Sums::new(scales, count)));
-        sum.todo.push(todo);
-        let after = env.rng.random_range(1..40);
-        env.coordinator_timer(after, Timer::Fold(generation, id));
-    }
-
-    /// Adds an update to its sum.
-    pub(super) fn fold(&mut self, env: &mut Env, generation: u64, id: AssignmentId) -> Result<(), Crash> {
-        let Some(process) = &mut self.process else { return Ok(()) };
-        let Some(sum) = process.sums.get_mut(&generation) else { return Ok(()) };
-        let Some(place) = sum.todo.iter().position(|todo| todo.id == id) else { return Ok(()) };
-        let Ok(struck) = env.begin(COORDINATOR, Effect::Fold) else { return Err(Crash) };
-        let Todo { node, facts, sha256, row, .. } = sum.todo.remove(place);
-        let spooled = Name::Spooled(id.0, short(&sha256));
-        let payload = row.or_else(|| self.disk.read(spooled).map(<[u8]>::to_vec));
-        let spec = process.tasks.get(&sum.task).map(|running| running.spec.clone());
-        let spec = spec.or_else(|| process.jobs.get(&generation).map(|job| job.spec.clone()));
-        match (payload.filter(|payload| Digest::of(payload).as_bytes() == &sha256), spec) {
-            (Some(payload), Some(spec)) => match fold(&sum.sums, &spec, &facts, &payload) {
-                Ok(()) => sum.folded.push((node, id, facts)),
-                Err(error) => sum.broken = Some(error.to_string()),
-            },
-            _ => sum.broken = Some(format!("the payload of {id} is gone")),
-        }
-        if sum.todo.is_empty() && process.jobs.contains_key(&generation) {
-            env.coordinator_timer(1, Timer::Make(generation));
-        }
-        env.end(COORDINATOR, struck)
-    }
-
     /// Whether the state says that a version is being made while nobody makes it.
     pub(super) fn aggregation_is_missing(&self, task_id: &str) -> bool {
         self.running(task_id).is_some_and(|running| {
@@ -378,7 +258,7 @@ impl Coordinator {
             self.remove_spooled(env, id)?;
         }
         if before.server.is_some() && before.server != server {
-            super::survive(self.remove_kept(env, Name::Kept(index, before.base.number)))?;
+            survive(self.remove_kept(env, Name::Kept(index, before.base.number)))?;
         }
         Ok(())
     }
@@ -387,12 +267,6 @@ impl Coordinator {
         let struck = env.begin(COORDINATOR, Effect::KeptRemove)?;
         self.disk.remove(name);
         Ok(env.end(COORDINATOR, struck)?)
-    }
-}
-
-impl Sum {
-    fn new(task: &str, sums: Sums) -> Sum {
-        Sum { task: task.to_owned(), sums: Arc::new(sums), todo: Vec::new(), folded: Vec::new(), broken: None }
     }
 }
 
@@ -413,13 +287,3 @@ impl From<Crash> for Failure {
         Failure::Trouble(Trouble::Crash)
     }
 }
-
-/// What tells an assignment's payloads apart in file names.
-pub(super) fn short(sha256: &Sha) -> [u8; 4] {
-    let mut first = [0; 4];
-    first.iter_mut().zip(sha256).for_each(|(to, from)| *to = *from);
-    first
-}
-
-/// The spool's folder, for what is synced there.
-pub(super) const SPOOL: Folder = Folder::Spool;

@@ -2,6 +2,7 @@
 //! What comes of an event is decided by the real `step` and `admit`, what a poll is told by the real `poll_reply`.
 
 mod answers;
+mod folds;
 mod making;
 mod operations;
 mod running;
@@ -19,7 +20,8 @@ use fedge_coordinator::rounds::task::TaskSpec;
 use fedge_coordinator::store::models::ModelRow;
 
 use self::answers::Waiting;
-use self::making::{Job, Sum};
+use self::folds::Sum;
+use self::making::Job;
 pub(super) use self::running::Setup;
 use self::running::{Base, Running};
 use self::session::{Held, Session};

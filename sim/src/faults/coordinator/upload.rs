@@ -9,12 +9,12 @@ use fedge_models::Digest;
 use rand::RngExt;
 
 use super::answers::Answer;
-use super::making::{SPOOL, short};
+use super::folds::short;
 use super::{Coordinator, Timer};
 use crate::faults::Bug;
 use crate::faults::arithmetic::check;
 use crate::faults::clock::Ms;
-use crate::faults::disk::{Id, Name};
+use crate::faults::disk::{Folder, Id, Name};
 use crate::faults::effect::Effect;
 use crate::faults::env::{Crash, Env, Trouble};
 use crate::faults::message::{Begin, Body, COORDINATOR, Host, Sha};
@@ -215,7 +215,7 @@ impl Coordinator {
         if env.bug != Some(Bug::SkipsAFolderSync) {
             let struck = env.begin(COORDINATOR, Effect::SpoolFolderSync)?;
             if !struck.in_the_middle() {
-                self.disk.sync_folder(SPOOL);
+                self.disk.sync_folder(Folder::Spool);
             }
             env.end(COORDINATOR, struck)?;
         }
