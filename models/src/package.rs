@@ -84,7 +84,24 @@ impl Package {
         repository: &Path,
         model: impl FnOnce(&mut dyn Write) -> Result<(), E>,
     ) -> Result<Written, E> {
-        store::write_streamed(manifest, repository, model)
+        store::write_streamed(manifest, repository, model, |_| Ok(()))
+    }
+
+    /// As [`Package::write_streamed`], with a last word: `accept` hears the digest of what `model` wrote before the version
+    /// gets its name, and may refuse it.
+    pub fn write_accepted<E: From<ModelError>>(
+        manifest: Manifest,
+        repository: &Path,
+        model: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+        accept: impl FnOnce(Digest) -> Result<(), E>,
+    ) -> Result<Written, E> {
+        store::write_streamed(manifest, repository, model, accept)
+    }
+
+    /// As [`Package::write_streamed`], with a model's file that is whole already, on the same file system: it is moved into the
+    /// version, synced, and not read. The caller has checked that its digest is `manifest.digest`.
+    pub fn adopt(manifest: Manifest, repository: &Path, model: &Path) -> Result<PathBuf, ModelError> {
+        store::adopt(manifest, repository, model)
     }
 
     /// Reads a version's directory and checks it as [`Package::new`] does.

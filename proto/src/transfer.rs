@@ -89,13 +89,20 @@ pub fn chunks(data: Bytes, offset: u64) -> impl Iterator<Item = Chunk> + Send + 
 pub struct Receiver {
     announced: u64,
     received: u64,
-    hash: Sha256,
+    /// None where the whole has no digest of its own.
+    hash: Option<Sha256>,
 }
 
 impl Receiver {
     /// Expects `announced` bytes in all.
     pub fn new(announced: u64) -> Receiver {
-        Receiver { announced, received: 0, hash: Sha256::new() }
+        Receiver { announced, received: 0, hash: Some(Sha256::new()) }
+    }
+
+    /// Expects `announced` bytes of which the first `received` are there, of a whole that has no digest of its own, such as a
+    /// delta, which is checked by what it makes. It ends with [`Receiver::complete`].
+    pub fn without_digest(announced: u64, received: u64) -> Receiver {
+        Receiver { announced, received, hash: None }
     }
 
     /// Goes on with a transfer of `announced` bytes of which `already` gives the first, as a connection that dropped has
@@ -118,7 +125,7 @@ impl Receiver {
             if receiver.received > announced {
                 return Err(ResumeError::Size { got: receiver.received, announced });
             }
-            receiver.hash.update(buffer.get(..len).unwrap_or_default());
+            receiver.look(buffer.get(..len).unwrap_or_default());
         }
     }
 
@@ -146,25 +153,40 @@ impl Receiver {
         if crc32fast::hash(&chunk.data) != chunk.crc32 {
             return Err(TransferError::Crc { offset: chunk.offset });
         }
-        self.hash.update(&chunk.data);
+        self.look(&chunk.data);
         self.received = received;
         Ok(())
+    }
+
+    fn look(&mut self, data: &[u8]) {
+        if let Some(hash) = &mut self.hash {
+            hash.update(data);
+        }
+    }
+
+    /// Checks that everything came.
+    ///
+    /// # Errors
+    /// [`TransferError::Size`].
+    pub fn complete(&self) -> Result<(), TransferError> {
+        if self.received == self.announced {
+            return Ok(());
+        }
+        Err(TransferError::Size { got: self.received, announced: self.announced })
     }
 
     /// Checks the whole against its announced size and digest.
     ///
     /// # Errors
-    /// [`TransferError::Size`] or [`TransferError::Digest`].
+    /// [`TransferError::Size`] or [`TransferError::Digest`], the latter also of a receiver without a digest.
     pub fn finish(self, sha256: [u8; 32]) -> Result<(), TransferError> {
-        if self.received != self.announced {
-            return Err(TransferError::Size { got: self.received, announced: self.announced });
+        self.complete()?;
+        let got: Option<[u8; 32]> = self.hash.map(|hash| hash.finalize().into());
+        if got == Some(sha256) {
+            return Ok(());
         }
-        let got: [u8; 32] = self.hash.finalize().into();
-        if got != sha256 {
-            let (got, announced) = (hex::encode(got), hex::encode(sha256));
-            return Err(TransferError::Digest { bytes: self.received, got, announced });
-        }
-        Ok(())
+        let got = got.map_or_else(|| "not known".to_owned(), hex::encode);
+        Err(TransferError::Digest { bytes: self.received, got, announced: hex::encode(sha256) })
     }
 }
 
@@ -271,6 +293,18 @@ mod tests {
         assert!(matches!(receiver.finish(digest(&data)), Err(TransferError::Size { .. })));
         let mut short = Receiver::new(10);
         assert!(matches!(short.accept(&pieces[0]), Err(TransferError::Size { announced: 10, .. })));
+    }
+
+    #[test]
+    fn a_whole_without_a_digest_is_checked_chunk_by_chunk_alone_and_never_passes_for_one_with() {
+        let data = data();
+        let mut receiver = Receiver::without_digest(data.len() as u64, 100);
+        for chunk in chunks(data.clone(), 100) {
+            assert!(receiver.complete().is_err());
+            receiver.accept(&chunk).unwrap();
+        }
+        receiver.complete().unwrap();
+        assert!(matches!(receiver.finish(digest(&data)), Err(TransferError::Digest { .. })));
     }
 
     #[test]

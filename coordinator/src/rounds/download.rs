@@ -1,7 +1,8 @@
 //! Sends files to nodes: a version, whole or as a delta against the one that the node holds; a task's control variate.
 //! Files are read as they are sent, from the offset that the node asks for.
 
-use std::io::SeekFrom;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
@@ -9,7 +10,6 @@ use fedge_models::Digest;
 use fedge_proto::federation::{DownloadBegin, DownloadReply, DownloadRequest, Form, download_reply::Part};
 use fedge_proto::model::Chunk;
 use fedge_proto::transfer::CHUNK_BYTES;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -82,35 +82,50 @@ pub async fn file_chunks(
     offset: u64,
     counted: impl Fn(u64) + Send + 'static,
 ) -> Result<ChunkStream, Status> {
-    let mut file = tokio::fs::File::open(&path).await.map_err(|e| unreadable(&path, &e))?;
-    let size = file.metadata().await.map_err(|e| unreadable(&path, &e))?.len();
-    file.set_max_buf_size(CHUNK_BYTES);
-    file.seek(SeekFrom::Start(offset)).await.map_err(|e| unreadable(&path, &e))?;
+    let opening = path.clone();
+    let open = move || {
+        let mut file = File::open(opening)?;
+        file.seek(SeekFrom::Start(offset)).map(|_| file)
+    };
+    let mut file = blocking(open).await.map_err(|e| unreadable(&path, &e))?;
     let (tx, rx) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut at = offset;
         loop {
-            // One byte more than is expected shows the end without another allocation.
-            let left = usize::try_from(size.saturating_sub(at)).unwrap_or(CHUNK_BYTES);
-            let mut data = Vec::with_capacity(left.saturating_add(1).min(CHUNK_BYTES));
-            let piece = match (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await {
-                Ok(0) => break,
-                Ok(len) => {
-                    let chunk = Chunk { offset: at, crc32: crc32fast::hash(&data), data: data.into() };
-                    at += len as u64;
-                    counted(len as u64);
-                    Ok(chunk)
+            let read = move || piece(&mut file, at).map(|chunk| (chunk, file));
+            let chunk = match blocking(read).await {
+                Ok((None, _)) => break,
+                Ok((Some(chunk), again)) => {
+                    file = again;
+                    chunk
                 }
-                Err(e) => Err(unreadable(&path, &e)),
+                Err(error) => {
+                    let _ = tx.send(Err(unreadable(&path, &error))).await;
+                    break;
+                }
             };
-            // The caller is gone, or the file broke: either way this was the last piece.
-            let last = piece.is_err();
-            if tx.send(piece).await.is_err() || last {
+            at += chunk.data.len() as u64;
+            counted(chunk.data.len() as u64);
+            // The caller may be gone.
+            if tx.send(Ok(chunk)).await.is_err() {
                 break;
             }
         }
     });
     Ok(Box::pin(ReceiverStream::new(rx)))
+}
+
+/// The chunk at this offset, where the file stands; none at its end.
+fn piece(file: &mut File, offset: u64) -> std::io::Result<Option<Chunk>> {
+    let left = file.metadata()?.len().saturating_sub(offset).min(CHUNK_BYTES as u64);
+    let mut data = Vec::with_capacity(usize::try_from(left).unwrap_or(CHUNK_BYTES));
+    file.take(left).read_to_end(&mut data)?;
+    let chunk = Chunk { offset, crc32: crc32fast::hash(&data), data: data.into() };
+    Ok((!chunk.data.is_empty()).then_some(chunk))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Status {

@@ -17,21 +17,54 @@ const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 pub(super) fn write(package: &Package, repository: &Path) -> Result<PathBuf, ModelError> {
     super::check(&package.manifest, &package.model)?;
     let model = |out: &mut dyn Write| out.write_all(package.model.bytes()).map_err(io(repository, "write"));
-    Ok(write_streamed(package.manifest.clone(), repository, model)?.directory)
+    Ok(write_streamed(package.manifest.clone(), repository, model, |_| Ok(()))?.directory)
 }
 
 pub(super) fn write_streamed<E: From<ModelError>>(
-    mut manifest: Manifest,
+    manifest: Manifest,
     repository: &Path,
     model: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    accept: impl FnOnce(Digest) -> Result<(), E>,
+) -> Result<Written, E> {
+    let write = |to: Option<&Path>| {
+        let inner: Box<dyn Write> = match to {
+            Some(path) => Box::new(File::create_new(path).map_err(io(path, "create"))?),
+            None => Box::new(std::io::sink()),
+        };
+        let mut hash = HashingWriter::new(Bounded { inner, left: MAX_FILE_BYTES });
+        model(&mut hash)?;
+        let (_, digest, bytes) = hash.finish();
+        accept(digest)?;
+        Ok((digest, bytes))
+    };
+    place(manifest, repository, write)
+}
+
+pub(super) fn adopt(manifest: Manifest, repository: &Path, model: &Path) -> Result<PathBuf, ModelError> {
+    let digest = manifest.digest;
+    let take = |to: Option<&Path>| {
+        let bytes = open_bounded(model, MAX_FILE_BYTES)?.1;
+        match to {
+            Some(path) => fs::rename(model, path).map_err(io(model, "move"))?,
+            None => fs::remove_file(model).map_err(io(model, "remove"))?,
+        }
+        Ok((digest, bytes))
+    };
+    Ok(place(manifest, repository, take)?.directory)
+}
+
+/// Stages a version, syncs it and renames it into place. `model` puts the model's file at the path that it is given, or
+/// nowhere where the version is there already, and says what digest and length it has.
+fn place<E: From<ModelError>>(
+    mut manifest: Manifest,
+    repository: &Path,
+    model: impl FnOnce(Option<&Path>) -> Result<(Digest, u64), E>,
 ) -> Result<Written, E> {
     super::check_identity(&manifest)?;
     let lineage = repository.join(&manifest.name);
     let directory = lineage.join(manifest.number.to_string());
     if directory.try_exists().map_err(io(&directory, "look for"))? {
-        let mut hash = HashingWriter::new(Bounded { inner: std::io::sink(), left: MAX_FILE_BYTES });
-        model(&mut hash)?;
-        let (_, digest, bytes) = hash.finish();
+        let (digest, bytes) = model(None)?;
         manifest.digest = digest;
         already_there(&manifest, &directory)?;
         return Ok(Written { manifest, bytes, directory });
@@ -99,19 +132,16 @@ fn already_there(manifest: &Manifest, directory: &Path) -> Result<(), ModelError
     super::check_digest(&found, "model.onnx", found.digest, hash.finish().1)
 }
 
-/// Writes both files into the new directory `stage` and syncs them; gives the model's length.
+/// Puts both files into the new directory `stage` and syncs them; gives the model's length.
 fn fill<E: From<ModelError>>(
     stage: &Path,
     manifest: &mut Manifest,
-    model: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    model: impl FnOnce(Option<&Path>) -> Result<(Digest, u64), E>,
 ) -> Result<u64, E> {
     fs::create_dir(stage).map_err(io(stage, "create"))?;
     let path = stage.join(MODEL_FILE);
-    let file = File::create_new(&path).map_err(io(&path, "create"))?;
-    let mut hash = HashingWriter::new(Bounded { inner: file, left: MAX_FILE_BYTES });
-    model(&mut hash)?;
-    let (written, digest, bytes) = hash.finish();
-    written.inner.sync_all().map_err(io(&path, "sync"))?;
+    let (digest, bytes) = model(Some(&path))?;
+    File::open(&path).and_then(|file| file.sync_all()).map_err(io(&path, "sync"))?;
     manifest.digest = digest;
 
     let text = serde_json::to_vec_pretty(manifest).map_err(|error| ModelError::Package {

@@ -1,6 +1,8 @@
 //! Fetches files by digest: streamed into a staged file, continued where a broken connection or a restart left it.
 //! What the files are for, and applying deltas to others, is the matter of `shelf` and `work`.
 
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,7 +10,6 @@ use fedge_models::Digest;
 use fedge_proto::federation::{DownloadBegin, DownloadReply, DownloadRequest, Form as WireForm, download_reply::Part};
 use fedge_proto::model::Chunk;
 use fedge_proto::transfer::{Receiver, TransferError};
-use tokio::io::AsyncWriteExt;
 use tokio::sync::Mutex;
 use tonic::{Status, Streaming};
 
@@ -195,33 +196,23 @@ impl Downloads {
         path: &Path,
         digest: Option<Digest>,
     ) -> Result<(), DownloadError> {
-        let disk = |source| DownloadError::Disk { path: path.to_owned(), source };
-        let options = std::fs::OpenOptions::new().create(true).truncate(false).write(true).read(true).clone();
-        let mut file = options.open(path).map_err(disk)?;
-        file.set_len(begin.offset).map_err(disk)?;
-        let size = begin.size_bytes;
-        let mut receiver = Receiver::new(size);
-        if begin.offset > 0 {
-            // Reads what has come before, for the digest.
-            let resume = move || Receiver::resume(size, &file).map(|receiver| (receiver, file));
-            let resumed = tokio::task::spawn_blocking(resume).await.map_err(|e| disk(std::io::Error::other(e)))?;
-            (receiver, file) = resumed.map_err(|e| disk(std::io::Error::other(e)))?;
-        }
-        let mut file = tokio::fs::File::from_std(file);
+        let (at, digest, offset, size) =
+            (path.to_owned(), digest.map(|d| *d.as_bytes()), begin.offset, begin.size_bytes);
+        let staged = blocking(path, move || Staged::open(&at, size, offset, digest.is_some()));
+        let mut staged = staged.await?;
         while let Some(chunk) = self.chunk(stream).await? {
-            receiver.accept(&chunk)?;
-            file.write_all(&chunk.data).await.map_err(disk)?;
-            // On its way to the disk chunk by chunk: what the next attempt finds is what has come.
-            file.flush().await.map_err(disk)?;
+            // Hashing and writing takes some hundred microseconds: not on a thread that others wait for.
+            staged = blocking(path, move || staged.take(&chunk).map(|()| staged)).await?;
         }
-        if receiver.received() < size {
+        let receiver = staged.receiver;
+        if receiver.complete().is_err() {
             return Err(Status::unavailable(format!("{} of {size} bytes came", receiver.received())).into());
         }
         let Some(digest) = digest else { return Ok(()) };
-        receiver.finish(*digest.as_bytes()).map_err(|error| {
+        receiver.finish(digest).map_err(|error| {
             discard(path);
             // Where nothing of before was in it, the next attempt would bring the same.
-            if begin.offset == 0 { DownloadError::Answer(error.to_string()) } else { error.into() }
+            if offset == 0 { DownloadError::Answer(error.to_string()) } else { error.into() }
         })
     }
 
@@ -279,6 +270,53 @@ impl Downloads {
         others.sort_unstable_by(|a, b| b.cmp(a));
         others.iter().skip(KEPT).for_each(|(_, path)| discard(path));
     }
+}
+
+/// The staged file of a transfer that goes on, and what checks it.
+struct Staged {
+    file: File,
+    receiver: Receiver,
+}
+
+/// What goes wrong with a chunk.
+enum Fault {
+    Disk(std::io::Error),
+    Transfer(TransferError),
+}
+
+impl Staged {
+    /// Opens or makes the file, cut to `offset`. Where the whole has a digest, what is there already is read for it.
+    fn open(path: &Path, size: u64, offset: u64, has_digest: bool) -> Result<Staged, Fault> {
+        let open = || {
+            let mut file = File::options().create(true).truncate(false).write(true).read(true).open(path)?;
+            file.set_len(offset)?;
+            let receiver = match has_digest {
+                true => Receiver::resume(size, &file).map_err(std::io::Error::other)?,
+                false => Receiver::without_digest(size, offset),
+            };
+            file.seek(SeekFrom::Start(offset))?;
+            Ok(Staged { file, receiver })
+        };
+        open().map_err(Fault::Disk)
+    }
+
+    /// On its way to the disk chunk by chunk: what the next attempt finds is what has come.
+    fn take(&mut self, chunk: &Chunk) -> Result<(), Fault> {
+        self.receiver.accept(chunk).map_err(Fault::Transfer)?;
+        self.file.write_all(&chunk.data).map_err(Fault::Disk)
+    }
+}
+
+/// Runs work with the staged file `path` on a thread where it may block.
+async fn blocking<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, DownloadError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Fault::Disk(std::io::Error::other(error)))).map_err(|fault| match fault {
+        Fault::Disk(source) => DownloadError::Disk { path: path.to_owned(), source },
+        Fault::Transfer(error) => error.into(),
+    })
 }
 
 struct Wanted {

@@ -6,7 +6,7 @@ use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fedge_models::{Digest, HashingWriter, Manifest, ModelError, Package};
+use fedge_models::{Digest, Manifest, ModelError, Package};
 use fedge_proto::model_delta::{self, DeltaError};
 use tokio::sync::Mutex;
 
@@ -141,34 +141,28 @@ struct Held {
     model: PathBuf,
 }
 
-/// Writes the package, its model in pieces: it is there with the right digest, or not at all.
+/// Writes the package: it is there with the right digest, or not at all.
 fn write(
     manifest: &Manifest,
     repository: &Path,
     fetched: &Fetched,
     held: Option<&Held>,
 ) -> Result<PathBuf, ShelfError> {
+    let (Form::Delta(_), Some(held)) = (fetched.form(), held) else {
+        // Its digest was checked while it came.
+        return Ok(Package::adopt(manifest.clone(), repository, fetched.path())?);
+    };
     let open = |path: &Path| {
         let read = |source| ModelError::Io { path: path.to_owned(), action: "read", source };
         File::open(path).map(BufReader::new).map_err(read)
     };
-    let copy = |out: &mut dyn Write| {
-        let mut came = open(fetched.path())?;
-        let mut out = HashingWriter::new(out);
-        match (fetched.form(), held) {
-            (Form::Delta(_), Some(held)) => {
-                model_delta::apply(open(&held.model)?, came, &mut out)?;
-            }
-            _ => {
-                let failed = |source| ModelError::Stream { action: "copy the model's file", source };
-                std::io::copy(&mut came, &mut out).map_err(failed)?;
-            }
-        }
-        let (_, got, _) = out.finish();
-        let expected = manifest.digest;
-        if got == expected { Ok(()) } else { Err(ShelfError::Digest { got, expected }) }
+    let apply = |out: &mut dyn Write| {
+        model_delta::apply(open(&held.model)?, open(fetched.path())?, out)?;
+        Ok(())
     };
-    Ok(Package::write_streamed(manifest.clone(), repository, copy)?.directory)
+    let expected = manifest.digest;
+    let accept = |got| if got == expected { Ok(()) } else { Err(ShelfError::Digest { got, expected }) };
+    Ok(Package::write_accepted(manifest.clone(), repository, apply, accept)?.directory)
 }
 
 fn read_manifest(folder: &Path) -> Option<Manifest> {

@@ -1,6 +1,7 @@
 //! Sends a persisted update until its outcome is known: streamed from its file, continued where it broke off.
 //! What becomes of the update then is decided in `participant`.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,7 +11,6 @@ use fedge_proto::federation::{
 };
 use fedge_proto::model::Chunk;
 use fedge_proto::transfer::CHUNK_BYTES;
-use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
@@ -102,7 +102,9 @@ async fn send(mut client: Client, id: AssignmentId, update: Update, offset: u64)
     let moved = Arc::new(AtomicU64::new(0));
     // Two chunks wait at most: the rest stays in the file.
     let (parts, stream) = mpsc::channel(2);
-    let reading = tokio::spawn(read(id, update, offset, parts, moved.clone()));
+    let counter = moved.clone();
+    // It ends when `stream` is dropped, at the latest with this call.
+    tokio::task::spawn_blocking(move || read(id, update, offset, &parts, &counter));
     let mut upload = std::pin::pin!(client.upload(ReceiverStream::new(stream)));
     let mut seen = 0;
     let answer = loop {
@@ -112,45 +114,37 @@ async fn send(mut client: Client, id: AssignmentId, update: Update, offset: u64)
             Err(_) => break Err(Status::deadline_exceeded("nothing of the upload moved for two minutes")),
         }
     };
-    reading.abort();
     judge(answer)
 }
 
-/// Gives the update to the connection, part by part.
-async fn read(
-    id: AssignmentId,
-    update: Update,
-    offset: u64,
-    parts: mpsc::Sender<UploadRequest>,
-    moved: Arc<AtomicU64>,
-) {
+/// Gives the update to the connection, part by part. Blocks where the connection is slower than the disk.
+fn read(id: AssignmentId, update: Update, offset: u64, parts: &mpsc::Sender<UploadRequest>, moved: &AtomicU64) {
     let tell = |part| {
         moved.fetch_add(1, Ordering::Relaxed);
-        parts.send(UploadRequest { part: Some(part) })
+        parts.blocking_send(UploadRequest { part: Some(part) }).is_ok()
     };
     let size = update.payload.bytes;
     let commit = UploadCommit { sha256: update.sha256.as_bytes().to_vec() };
-    if tell(Part::Begin(begin(id, &update, offset))).await.is_err() {
+    if !tell(Part::Begin(begin(id, &update, offset))) {
         return;
     }
     // A file that can't be read ends the stream before its commit: the coordinator refuses that, and it is tried again.
-    let Ok(file) = update.payload.into_file(offset).inspect_err(|error| tracing::error!(%error)) else { return };
-    let mut file = tokio::fs::File::from_std(file);
+    let Ok(mut file) = update.payload.into_file(offset).inspect_err(|error| tracing::error!(%error)) else { return };
     let mut at = offset;
     while at < size {
-        let mut data = vec![0; (size - at).min(CHUNK_BYTES as u64) as usize];
-        if let Err(error) = file.read_exact(&mut data).await {
-            tracing::error!(assignment = %id, %error, "an update can't be read");
+        let len = (size - at).min(CHUNK_BYTES as u64);
+        let mut data = Vec::with_capacity(len as usize);
+        let got = (&mut file).take(len).read_to_end(&mut data);
+        if got.as_ref().ok() != Some(&(len as usize)) {
+            tracing::error!(assignment = %id, at, ?got, "an update can't be read");
             return;
         }
-        let len = data.len() as u64;
-        let chunk = Chunk { offset: at, crc32: crc32fast::hash(&data), data: data.into() };
-        if tell(Part::Chunk(chunk)).await.is_err() {
+        if !tell(Part::Chunk(Chunk { offset: at, crc32: crc32fast::hash(&data), data: data.into() })) {
             return;
         }
         at += len;
     }
-    let _ = tell(Part::Commit(commit)).await;
+    tell(Part::Commit(commit));
 }
 
 fn begin(id: AssignmentId, update: &Update, offset: u64) -> UploadBegin {
