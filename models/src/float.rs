@@ -31,11 +31,11 @@ impl FloatRunner {
     pub fn new(model: &Model) -> Result<FloatRunner, ModelError> {
         let proto = pb::ModelProto::decode(&**model.bytes())
             .map_err(|error| ModelError::NotOnnx { bytes: model.bytes().len(), problem: error.to_string() })?;
-        FloatRunner::for_proto(&proto, model.input())
+        FloatRunner::for_proto(proto, model.input())
     }
 
     /// Loads a decoded model with the input of a checked one; its graph may list more outputs.
-    pub(crate) fn for_proto(proto: &pb::ModelProto, input: &TensorSignature) -> Result<FloatRunner, ModelError> {
+    pub(crate) fn for_proto(proto: pb::ModelProto, input: &TensorSignature) -> Result<FloatRunner, ModelError> {
         if input.element != ElementType::Fp32 {
             return Err(ModelError::graph(format!(
                 "takes {} as its input {:?}, but fedge feeds float32; export the model with a float32 input",
@@ -108,10 +108,12 @@ impl FloatRunner {
     }
 }
 
-fn load(proto: &pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<TypedRunnableModel>> {
+fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<TypedRunnableModel>> {
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
     onnx.provider = Arc::new(NoExternalData);
-    let model = onnx.model_for_proto_model(proto)?;
+    let model = onnx.model_for_proto_model(&proto)?;
+    // tract has the weights now, and is about to pack them: a third copy would raise the most memory that loading takes.
+    drop(proto);
     let batch = match input.fixed_batch() {
         Some(batch) => batch.to_dim(),
         None => TDim::from(model.symbols.sym("fedge_batch")),

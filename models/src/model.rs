@@ -57,7 +57,7 @@ impl Model {
         scan::check(&bytes)?;
         let mut proto = pb::ModelProto::decode(&*bytes)
             .map_err(|error| ModelError::NotOnnx { bytes: bytes.len(), problem: error.to_string() })?;
-        let graph = proto
+        let mut graph = proto
             .graph
             .take()
             .ok_or_else(|| ModelError::NotOnnx { bytes: bytes.len(), problem: "it holds no graph".to_owned() })?;
@@ -70,6 +70,8 @@ impl Model {
         let layout = Arc::new(tensor::layout(&graph)?);
         tensor::check_finite(&graph, &layout)?;
         let places = Places::find(&bytes, &layout)?;
+        // The file holds them: a second copy would double what a model takes.
+        tensor::strip(&mut graph, &layout);
         let digest = Digest::of(&bytes);
         let inner = Inner { bytes, digest, graph, opset, input, output, layout, places };
         Ok(Model { inner: Arc::new(inner) })
@@ -91,7 +93,8 @@ impl Model {
         self.inner.digest
     }
 
-    /// The decoded graph. Fields newer than IR 8 are missing here; the bytes keep them.
+    /// The decoded graph, without the values of exchanged parameters: [`Model::weights`] reads them in the file. Fields newer
+    /// than IR 8 are missing here; the bytes keep them.
     pub fn graph(&self) -> &pb::GraphProto {
         &self.inner.graph
     }
@@ -123,7 +126,13 @@ impl Model {
 
     /// Values of the exchanged parameters, copied out of the file.
     pub fn weights(&self) -> Weights {
-        tensor::weights(&self.inner.graph, &self.inner.layout)
+        let Inner { bytes, layout, places, .. } = &*self.inner;
+        let mut values = Vec::with_capacity(layout.exchanged_len());
+        for place in places.runs() {
+            let run = bytes.get(place.bytes.start as usize..place.bytes.end as usize).unwrap_or_default();
+            values.extend(run.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)));
+        }
+        Weights::checked(layout.clone(), values)
     }
 
     /// The same file with other weights: only the bytes of exchanged initializers change.

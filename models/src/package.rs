@@ -111,6 +111,9 @@ impl Package {
 }
 
 pub(crate) mod store;
+mod write_behind;
+
+pub use write_behind::WriteBehind;
 
 fn check(manifest: &Manifest, model: &Model) -> Result<(), ModelError> {
     check_identity(manifest)?;

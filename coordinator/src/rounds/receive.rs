@@ -1,11 +1,11 @@
 //! Takes in an upload's chunks: a small update into memory, a larger one into the spool, appended to what is there already.
 //! Each chunk is checked as it comes, the whole against its digest.
 
-use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fedge_models::WriteBehind;
 use fedge_proto::federation::{UploadRequest, upload_request::Part};
 use fedge_proto::transfer::{Receiver, TransferError};
 use tonic::Streaming;
@@ -24,7 +24,7 @@ pub(super) enum Received {
     /// A small one.
     Row(prost::bytes::Bytes),
     /// The spool's unfinished file, and where it lies.
-    File(File, PathBuf),
+    File(WriteBehind, PathBuf),
 }
 
 impl Received {
@@ -40,7 +40,7 @@ impl Received {
 /// Receives the chunks and the commit that follow `begin`.
 ///
 /// # Errors
-/// [`UploadError`]; what came of a large update stays, so that the next connection goes on from there.
+/// [`UploadError`]; what came of a large update stays, unless the disk failed, so that the next connection goes on from there.
 pub(super) async fn receive(
     stream: &mut Streaming<UploadRequest>,
     begin: &Begin,
@@ -56,9 +56,11 @@ pub(super) async fn receive(
             Part::Begin(_) => return Err(UploadError::Protocol("a second `begin` within an upload".into())),
             Part::Chunk(chunk) => {
                 // Hashing and writing takes some hundred microseconds: not on a thread that others wait for.
+                let spool = spool.clone();
                 let work = move || -> Result<_, UploadError> {
                     receiver.accept(&chunk)?;
-                    file.write_all(&chunk.data).map_err(disk)?;
+                    // Of a sync that failed the kernel may take for written what it could not write: begin anew.
+                    file.write_all(&chunk.data).inspect_err(|_| spool.discard(&entry)).map_err(disk)?;
                     fail::fail_point!("spool_chunk_written");
                     Ok((file, receiver))
                 };
@@ -102,7 +104,7 @@ async fn small(stream: &mut Streaming<UploadRequest>, begin: &Begin) -> Result<R
 }
 
 /// The spool's file, cut to where this upload goes on, and a receiver that has seen what lies there.
-async fn open(begin: &Begin, spool: &Spool, entry: Entry) -> Result<(File, Receiver), UploadError> {
+async fn open(begin: &Begin, spool: &Spool, entry: Entry) -> Result<(WriteBehind, Receiver), UploadError> {
     let (spool, announced, offset) = (spool.clone(), begin.update.bytes, begin.offset);
     blocking(move || {
         let mut file = spool.begin(&entry, announced).map_err(|error| match error {
@@ -117,7 +119,7 @@ async fn open(begin: &Begin, spool: &Spool, entry: Entry) -> Result<(File, Recei
         file.set_len(offset).map_err(disk)?;
         file.seek(SeekFrom::Start(0)).map_err(disk)?;
         let receiver = Receiver::resume(announced, &mut file).map_err(|e| UploadError::Disk(e.to_string()))?;
-        Ok((file, receiver))
+        Ok((WriteBehind::new(file), receiver))
     })
     .await
 }

@@ -146,8 +146,8 @@ impl Uploads {
                     spool.discard(&entry);
                 }
             })?;
-            if let Received::File(file, _) = received {
-                spool.finish(&entry, &file).map_err(|e| UploadError::Disk(e.to_string()))?;
+            if let Received::File(mut file, _) = received {
+                spool.finish(&entry, &mut file).map_err(|e| UploadError::Disk(e.to_string()))?;
                 return Ok((update, Payload::File(spool.path(&entry))));
             }
             Ok((update, payload))

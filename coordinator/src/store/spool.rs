@@ -7,6 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use fedge_models::WriteBehind;
+
 /// Updates up to this size are rows: they need no files, and share their commit's one sync.
 pub const ROW_BYTES: u64 = 64 << 10;
 
@@ -122,11 +124,11 @@ impl Spool {
     /// # Errors
     /// The disk's error; the unfinished file stays, unless it was its sync that failed: the kernel may take what it could
     /// not write for written, and another sync would succeed without it.
-    pub fn finish(&self, entry: &Entry, file: &File) -> Result<(), SpoolError> {
+    pub fn finish(&self, entry: &Entry, file: &mut WriteBehind) -> Result<(), SpoolError> {
         let (part, path) = (self.part_path(entry), self.path(entry));
-        let work = || -> io::Result<()> {
+        let mut work = || -> io::Result<()> {
             fail::fail_point!("spool_before_sync");
-            file.sync_all().inspect_err(|_| self.discard(entry))?;
+            file.sync().inspect_err(|_| self.discard(entry))?;
             fail::fail_point!("spool_synced");
             fs::rename(&part, &path)?;
             fail::fail_point!("spool_renamed");
@@ -216,9 +218,9 @@ mod tests {
         let (entry, other) = (entry(1, 2), entry(1, 3));
         spool.begin(&entry, 8).unwrap().write_all(b"half").unwrap();
         assert_eq!((spool.arrived(&entry), spool.arrived(&other)), (4, 0));
-        let mut file = spool.begin(&entry, 8).unwrap();
+        let mut file = WriteBehind::new(spool.begin(&entry, 8).unwrap());
         file.write_all(b"more").unwrap();
-        spool.finish(&entry, &file).unwrap();
+        spool.finish(&entry, &mut file).unwrap();
         assert_eq!(fs::read(spool.path(&entry)).unwrap(), b"halfmore");
         spool.begin(&other, 8).unwrap();
         assert!(spool.path(&entry).exists(), "a whole update is not replaced by another");

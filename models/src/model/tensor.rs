@@ -3,7 +3,7 @@
 
 use crate::layout::{ParameterSpec, classify};
 use crate::pb::{TensorProto, tensor_proto::DataLocation, tensor_proto::DataType};
-use crate::{ElementType, Layout, ModelError, ParameterClass, Weights, pb};
+use crate::{ElementType, Layout, ModelError, ParameterClass, pb};
 
 /// Highest rank of a tensor; ONNX Runtime and tract stay far below.
 const MAX_RANK: usize = 16;
@@ -119,15 +119,12 @@ pub(crate) fn check_finite(graph: &pb::GraphProto, layout: &Layout) -> Result<()
     Ok(())
 }
 
-/// Values of the exchanged parameters of a checked graph.
-pub(crate) fn weights(graph: &pb::GraphProto, layout: &std::sync::Arc<Layout>) -> Weights {
-    let mut values = Vec::with_capacity(layout.exchanged_len());
-    for tensor in &graph.initializer {
-        if layout.range(&tensor.name).is_some() {
-            values.extend(floats(tensor).unwrap_or_default());
-        }
+/// Takes the values of exchanged parameters out of a graph.
+pub(crate) fn strip(graph: &mut pb::GraphProto, layout: &Layout) {
+    for tensor in graph.initializer.iter_mut().filter(|tensor| layout.range(&tensor.name).is_some()) {
+        tensor.raw_data = Vec::new();
+        tensor.float_data = Vec::new();
     }
-    Weights::checked(layout.clone(), values)
 }
 
 /// Bytes that the stored values would take as raw data; `None` where values of several kinds are stored.

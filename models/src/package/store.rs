@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::{Manifest, Package, Written};
+use super::{Manifest, Package, WriteBehind, Written};
 use crate::model::MAX_FILE_BYTES;
 use crate::{Digest, HashingWriter, Model, ModelError};
 
@@ -27,14 +27,19 @@ pub(super) fn write_streamed<E: From<ModelError>>(
     accept: impl FnOnce(Digest) -> Result<(), E>,
 ) -> Result<Written, E> {
     let write = |to: Option<&Path>| {
-        let inner: Box<dyn Write> = match to {
-            Some(path) => Box::new(File::create_new(path).map_err(io(path, "create"))?),
-            None => Box::new(std::io::sink()),
+        let create = |path| File::create_new(path).map(WriteBehind::new).map_err(io(path, "create"));
+        let mut file = to.map(create).transpose()?;
+        let inner: &mut dyn Write = match &mut file {
+            Some(file) => file,
+            None => &mut std::io::sink(),
         };
         let mut hash = HashingWriter::new(Bounded { inner, left: MAX_FILE_BYTES });
         model(&mut hash)?;
         let (_, digest, bytes) = hash.finish();
         accept(digest)?;
+        if let (Some(file), Some(path)) = (&mut file, to) {
+            file.sync().map_err(io(path, "sync"))?;
+        }
         Ok((digest, bytes))
     };
     place(manifest, repository, write)
@@ -45,7 +50,10 @@ pub(super) fn adopt(manifest: Manifest, repository: &Path, model: &Path) -> Resu
     let take = |to: Option<&Path>| {
         let bytes = open_bounded(model, MAX_FILE_BYTES)?.1;
         match to {
-            Some(path) => fs::rename(model, path).map_err(io(model, "move"))?,
+            Some(path) => {
+                fs::rename(model, path).map_err(io(model, "move"))?;
+                File::open(path).and_then(|file| file.sync_all()).map_err(io(path, "sync"))?;
+            }
             None => fs::remove_file(model).map_err(io(model, "remove"))?,
         }
         Ok((digest, bytes))
@@ -53,8 +61,8 @@ pub(super) fn adopt(manifest: Manifest, repository: &Path, model: &Path) -> Resu
     Ok(place(manifest, repository, take)?.directory)
 }
 
-/// Stages a version, syncs it and renames it into place. `model` puts the model's file at the path that it is given, or
-/// nowhere where the version is there already, and says what digest and length it has.
+/// Stages a version, syncs it and renames it into place. `model` puts the model's file on disk at the path that it is
+/// given, or nowhere where the version is there already, and says what digest and length it has.
 fn place<E: From<ModelError>>(
     mut manifest: Manifest,
     repository: &Path,
@@ -141,7 +149,6 @@ fn fill<E: From<ModelError>>(
     fs::create_dir(stage).map_err(io(stage, "create"))?;
     let path = stage.join(MODEL_FILE);
     let (digest, bytes) = model(Some(&path))?;
-    File::open(&path).and_then(|file| file.sync_all()).map_err(io(&path, "sync"))?;
     manifest.digest = digest;
 
     let text = serde_json::to_vec_pretty(manifest).map_err(|error| ModelError::Package {

@@ -98,7 +98,7 @@ impl Observer {
                 }));
             }
         }
-        Ok(Observer { runner: FloatRunner::for_proto(&model, input)?, outputs, batch: 1 })
+        Ok(Observer { runner: FloatRunner::for_proto(model, input)?, outputs, batch: 1 })
     }
 
     /// Gives each activation's values to `visit`, batch by batch; the first batch of one tells how large the rest may be.
