@@ -132,7 +132,8 @@ impl Run {
         if let Some(model_repository) = self.model_repository {
             let every = std::time::Duration::from_millis(self.poll_ms);
             let control = if self.explicit { Control::Explicit } else { Control::Poll(every) };
-            let library = LibraryOptions { control, settle: every, ..LibraryOptions::default() };
+            let library =
+                LibraryOptions { control, settle: every, loaded: process::release_memory, ..LibraryOptions::default() };
             return serve_standalone(&self.dir, config, Standalone { model_repository, library }, self.end_with_input)
                 .await;
         }

@@ -9,7 +9,9 @@ Prints the process id to give to `fedge-bench-serve --target 127.0.0.1:19001 --p
 
 import os
 import pathlib
+import shutil
 import sys
+import sysconfig
 import tempfile
 
 import numpy as np
@@ -24,30 +26,75 @@ def session(folder, name):
     return onnxruntime.InferenceSession(str(pathlib.Path(folder) / name / "1" / "model.onnx"), options)
 
 
+MODEL = """
+import sys
+
+sys.path[:0] = {libraries!r}
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as utils
+
+
+class TritonPythonModel:
+    def initialize(self, arguments):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.run = onnxruntime.InferenceSession("{path}", options)
+
+    def execute(self, requests):
+        inputs = [utils.get_input_tensor_by_name(request, "{given}").as_numpy() for request in requests]
+        outputs = self.run.run(["{gives}"], {{"{given}": np.concatenate(inputs)}})[0]
+        replies, start = [], 0
+        for rows in map(len, inputs):
+            tensor = utils.Tensor("{gives}", outputs[start : start + rows])
+            replies.append(utils.InferenceResponse(output_tensors=[tensor]))
+            start += rows
+        return replies
+"""
+
+CONFIG = """
+backend: "python"
+max_batch_size: 64
+input [ {{ name: "{given}" data_type: TYPE_FP32 dims: {given_dims} }} ]
+output [ {{ name: "{gives}" data_type: TYPE_FP32 dims: {gives_dims} }} ]
+dynamic_batching {{ }}
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+"""
+
+
 def triton(folder):
-    from pytriton.decorators import batch
-    from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
-    from pytriton.triton import Triton, TritonConfig
+    """The server of nvidia-pytriton with plain Python models: pytriton's own proxy between them would cost more."""
+    import pytriton
 
-    config = TritonConfig(http_port=PORTS["http"], grpc_port=PORTS["grpc"], metrics_port=PORTS["metrics"], log_verbose=0)
-    with Triton(config=config) as server:
-        for name in ("mlp", "cnn"):
-            run = session(folder, name)
-            given, gives = run.get_inputs()[0], run.get_outputs()[0]
-
-            @batch
-            def infer(_run=run, _gives=gives.name, **inputs):
-                return {_gives: _run.run([_gives], inputs)[0]}
-
-            server.bind(
-                model_name=name,
-                infer_func=infer,
-                inputs=[Tensor(name=given.name, dtype=np.float32, shape=tuple(given.shape[1:]))],
-                outputs=[Tensor(name=gives.name, dtype=np.float32, shape=tuple(gives.shape[1:]))],
-                config=ModelConfig(max_batch_size=64, batcher=DynamicBatcher(max_queue_delay_microseconds=0)),
-            )
-        print(os.getpid(), flush=True)
-        server.serve()
+    server = pathlib.Path(pytriton.__file__).parent / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    work = pathlib.Path(tempfile.mkdtemp())
+    backends = work / "backends"
+    shutil.copytree(server / "backends", backends)
+    shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
+    for name in ("mlp", "cnn"):
+        run = session(folder, name)
+        given, gives = run.get_inputs()[0], run.get_outputs()[0]
+        words = {
+            "libraries": [path for path in sys.path if path.endswith("site-packages")],
+            "path": pathlib.Path(folder).resolve() / name / "1" / "model.onnx",
+            "given": given.name, "given_dims": list(given.shape[1:]), "gives": gives.name, "gives_dims": list(gives.shape[1:]),
+        }
+        version_folder = work / "models" / name / "1"
+        version_folder.mkdir(parents=True)
+        (version_folder / "model.py").write_text(MODEL.format(**words))
+        (work / "models" / name / "config.pbtxt").write_text(CONFIG.format(**words))
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join([sysconfig.get_config_var("LIBDIR"), str(server.parent.parent / "nvidia_pytriton.libs")]),
+    }
+    arguments = [
+        str(server / "bin" / "tritonserver"), "--model-repository", str(work / "models"),
+        "--backend-directory", str(backends), "--grpc-port", str(PORTS["grpc"]), "--http-port", str(PORTS["http"]),
+        "--metrics-port", str(PORTS["metrics"]), "--log-error=true", "--log-info=false",
+    ]
+    print(os.getpid(), flush=True)
+    os.execve(arguments[0], arguments, environment)
 
 
 def mlserver(folder):

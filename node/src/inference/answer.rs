@@ -75,6 +75,14 @@ pub enum InferError {
     /// The model or version is not served.
     #[error(transparent)]
     Lookup(#[from] LookupError),
+    /// The model is not for this caller.
+    #[error("{caller} may not ask model {model:?}: its settings name the clients that may")]
+    Denied {
+        /// The model.
+        model: String,
+        /// Who asked.
+        caller: String,
+    },
     /// The request is wrong.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -106,6 +114,10 @@ impl Inference {
     pub async fn infer(&self, request: InferRequest) -> Result<Answer, InferError> {
         let came = Instant::now();
         let (slot, serving) = self.repository.find(&request.model, &request.version)?;
+        if !slot.admits(request.caller.as_ref()) {
+            let caller = request.caller.map(|caller| caller.to_string()).unwrap_or_default();
+            return Err(InferError::Denied { model: request.model, caller });
+        }
         let statistics = serving.statistics();
         // Counts a request whose future is dropped before its answer.
         let mut counted = Counted { serving: &serving, came, failure: Some(Failure::Canceled) };
@@ -209,6 +221,7 @@ impl From<InferError> for Status {
     fn from(error: InferError) -> Status {
         match error {
             InferError::Lookup(error) => error.into(),
+            InferError::Denied { .. } => Status::permission_denied(error.to_string()),
             InferError::Refused(error) => error.into(),
             InferError::Executor(error) => error.into(),
         }

@@ -44,6 +44,7 @@ pub fn request(message: ModelInferRequest) -> Result<InferRequest, Refused> {
         model: message.model_name,
         version: message.model_version,
         id: message.id,
+        caller: None,
         inputs,
         outputs,
     })
@@ -177,6 +178,7 @@ mod tests {
     use proptest::prelude::*;
     use prost::Message;
 
+    use super::super::test_fixtures::fuzz_cases;
     use super::*;
 
     #[test]
@@ -216,7 +218,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(ProptestConfig::with_cases(fuzz_cases(2000)))]
         #[test]
         fn no_message_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             if let Ok(message) = ModelInferRequest::decode(&bytes[..]) {

@@ -20,6 +20,8 @@ pub mod rest;
 pub mod service;
 pub mod serving;
 pub mod statistics;
+#[cfg(test)]
+mod swap_tests;
 mod tensor_engine;
 #[cfg(test)]
 pub(crate) mod test_fixtures;

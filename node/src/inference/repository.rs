@@ -1,11 +1,12 @@
 //! Which versions of each model are served: lookups without a lock that is held, swaps that no request notices.
 //! Versions are made in `prepare`; when to swap is decided by the node's driver, or by the folder of a standalone node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
+use fedge_proto::identity::{Role, SpiffeId};
 use tokio::sync::watch;
 
 use super::Serving;
@@ -26,6 +27,8 @@ pub struct Slot {
     /// Ascending; empty while none is ready.
     versions: ArcSwap<Vec<Arc<Serving>>>,
     executor: Executor,
+    /// Names of the clients that may ask it; `None`: all.
+    clients: Option<BTreeSet<String>>,
     swaps: AtomicU64,
     problems: Mutex<BTreeMap<u64, String>>,
 }
@@ -101,16 +104,16 @@ impl ModelRepository {
         self.slot_or_new(name);
     }
 
-    /// Makes a model known with options of its own. A known one gets them together with a new queue; requests in the old
-    /// one are still answered.
-    pub fn configure(&self, name: &str, options: ExecutorOptions) {
+    /// Makes a model known with options of its own, and the clients that may ask it (`None`: all). A known one gets them
+    /// together with a new queue; requests in the old one are still answered.
+    pub fn configure(&self, name: &str, options: ExecutorOptions, clients: Option<BTreeSet<String>>) {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let versions = match slots.get(name) {
-            Some(slot) if *slot.executor.options() == options => return,
+            Some(slot) if *slot.executor.options() == options && slot.clients == clients => return,
             Some(slot) => slot.versions.load_full(),
             None => Arc::default(),
         };
-        slots.insert(name.to_owned(), Arc::new(Slot::new(options, versions)));
+        slots.insert(name.to_owned(), Arc::new(Slot { clients, ..Slot::new(options, versions) }));
     }
 
     /// Serves this version alone from now on and gives the newest one before it. Requests that run finish on the old one.
@@ -256,8 +259,18 @@ impl Slot {
         Slot {
             versions: ArcSwap::new(versions),
             executor: Executor::new(options),
+            clients: None,
             swaps: AtomicU64::default(),
             problems: Mutex::default(),
+        }
+    }
+
+    /// Whether this caller may ask the model. Operators always may; callers without an identity only reach ports that
+    /// serve everybody on the machine.
+    pub(super) fn admits(&self, caller: Option<&SpiffeId>) -> bool {
+        match (&self.clients, caller) {
+            (Some(clients), Some(caller)) if caller.role() == Role::Client => clients.contains(caller.id()),
+            _ => true,
         }
     }
 

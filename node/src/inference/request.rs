@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use fedge_models::{ElementType, TensorSignature};
+use fedge_proto::identity::SpiffeId;
 use prost::bytes::Bytes;
 
 /// How large a request may be.
@@ -36,6 +37,8 @@ pub struct InferRequest {
     pub version: String,
     /// Echoed in the reply.
     pub id: String,
+    /// Who asks; none on a plaintext port of loopback.
+    pub caller: Option<SpiffeId>,
     /// Longest time in the queue.
     pub timeout: Option<Duration>,
     /// 1 is the most urgent; 0: the model's default.

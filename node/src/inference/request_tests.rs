@@ -4,6 +4,7 @@
 
 use proptest::prelude::*;
 
+use super::super::test_fixtures::fuzz_cases;
 use super::*;
 
 fn signature(name: &str, element: ElementType, dims: &[Option<usize>]) -> TensorSignature {
@@ -64,7 +65,7 @@ fn a_classification_of_integers_is_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(fuzz_cases(2000)))]
     #[test]
     fn no_shape_panics_or_passes_with_another_size(shape in proptest::collection::vec(any::<i64>(), 0..4), bytes in 0..64usize, batched in any::<bool>()) {
         let small: Vec<i64> = shape.iter().map(|dim| dim % 4).collect();

@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use fedge_proto::identity::SpiffeId;
 use fedge_proto::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use fedge_proto::inference::{
     ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
@@ -19,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::answer::{InferError, Inference, KeepPolicy};
 use super::library::{Library, LibraryError};
 use super::repository::{LookupError, ModelRepository};
-use super::request::RequestLimits;
+use super::request::{InferRequest, RequestLimits};
 use super::{convert, describe};
 use crate::samples::SampleStore;
 
@@ -128,7 +129,8 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let compressed = request.metadata().contains_key("grpc-encoding");
-        let mut response = Response::new(answer(&self.inference, request.into_inner()).await?);
+        let caller = request.extensions().get::<SpiffeId>().cloned();
+        let mut response = Response::new(answer(&self.inference, request.into_inner(), caller).await?);
         if !compressed {
             // Many clients announce that they could read gzip; only those that send it are on a link where it pays.
             response.disable_compression();
@@ -142,13 +144,14 @@ impl GrpcInferenceService for InferenceService {
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let inference = self.inference.clone();
         let compressed = request.metadata().contains_key("grpc-encoding");
+        let caller = request.extensions().get::<SpiffeId>().cloned();
         // One request of a stream at a time: its answers come in order, and a slow reader holds back its own requests alone.
         let replies = request.into_inner().then(move |message| {
-            let inference = inference.clone();
+            let (inference, caller) = (inference.clone(), caller.clone());
             async move {
                 let message = message?;
                 let id = message.id.clone();
-                Ok(match answer(&inference, message).await {
+                Ok(match answer(&inference, message, caller).await {
                     Ok(response) => {
                         ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
                     }
@@ -248,8 +251,12 @@ impl InferenceService {
     }
 }
 
-async fn answer(inference: &Inference, message: ModelInferRequest) -> Result<ModelInferResponse, Status> {
-    let request = convert::request(message).map_err(InferError::from)?;
+async fn answer(
+    inference: &Inference,
+    message: ModelInferRequest,
+    caller: Option<SpiffeId>,
+) -> Result<ModelInferResponse, Status> {
+    let request = InferRequest { caller, ..convert::request(message).map_err(InferError::from)? };
     Ok(convert::response(inference.infer(request).await?))
 }
 

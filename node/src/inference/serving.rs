@@ -198,11 +198,12 @@ impl Serving {
         self.pace.batching_pays
     }
 
-    /// A run of this many samples took so long: a sixteenth of the estimate is replaced.
+    /// A run of this many samples took so long: a sixteenth of the estimate is replaced. A run that something else
+    /// interrupted counts as four times the estimate at most.
     pub(super) fn took(&self, rows: usize, time: Duration) {
         let one = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) / (rows.max(1) as u64);
         let before = self.pace.one_ns.load(Ordering::Relaxed);
-        let next = if before == 0 { one } else { before - before / 16 + one / 16 };
+        let next = if before == 0 { one } else { before - before / 16 + one.min(before.saturating_mul(4)) / 16 };
         self.pace.one_ns.store(next.max(1), Ordering::Relaxed);
     }
 

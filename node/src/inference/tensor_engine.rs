@@ -116,7 +116,9 @@ fn swap_on_big_endian(bytes: &mut [u8], size: usize) {
 mod tests {
     use fedge_models::Interface;
 
-    use super::super::test_fixtures::{every_type, two_inputs};
+    use proptest::prelude::*;
+
+    use super::super::test_fixtures::{every_type, fuzz_cases, two_inputs, zoo};
     use super::*;
 
     fn load(onnx: &[u8]) -> Result<TensorEngine, EngineError> {
@@ -157,6 +159,22 @@ mod tests {
             let bytes: Vec<u8> = (0..4 * element.size()).map(|byte| (byte % 2) as u8).collect();
             let data = TensorData { element, shape: vec![2, 2], data: Bytes::from(bytes) };
             assert_eq!(loaded.unwrap().run(std::slice::from_ref(&data)).unwrap(), [data], "{}", element.name());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(fuzz_cases(200)))]
+        #[test]
+        fn a_damaged_file_is_refused_or_loads_and_never_panics(damage in proptest::collection::vec((0..60_000usize, any::<u8>()), 1..6)) {
+            let mut onnx = std::fs::read(zoo("digits_cnn.onnx")).unwrap();
+            for (place, byte) in damage {
+                // The structure is at the file's ends, weights are in between.
+                let at = if place % 2 == 0 { place % 3000 } else { onnx.len() - 1 - place % 3000 };
+                onnx[at] = byte;
+            }
+            if let Ok(interface) = Interface::from_bytes(&onnx) {
+                let _ = TensorEngine::load(&onnx, &interface.inputs, &interface.outputs);
+            }
         }
     }
 }

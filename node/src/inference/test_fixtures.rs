@@ -108,3 +108,9 @@ pub(crate) fn every_type(element: ElementType) -> Vec<u8> {
     let value = |name| value_info(name, number, &[None, Some(2)]);
     onnx(&[("Identity", &["x"], "y")], vec![value("x")], vec![value("y")])
 }
+
+/// Cases of the tests that throw bytes at random at decoders and loaders: `FEDGE_FUZZ_CASES`, else `usual`. A million take
+/// about a minute.
+pub(crate) fn fuzz_cases(usual: u32) -> u32 {
+    std::env::var("FEDGE_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}

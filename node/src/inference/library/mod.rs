@@ -38,6 +38,8 @@ pub struct LibraryOptions {
     pub settle: Duration,
     /// How requests are run where a model's settings say nothing.
     pub executor: ExecutorOptions,
+    /// Called after models were loaded: gives memory that loading took back to the system.
+    pub loaded: fn(),
 }
 
 impl Default for LibraryOptions {
@@ -47,6 +49,7 @@ impl Default for LibraryOptions {
             control: Control::Poll(Duration::from_secs(1)),
             settle: Duration::from_secs(1),
             executor: ExecutorOptions::default(),
+            loaded: || {},
         }
     }
 }
@@ -117,7 +120,12 @@ impl Library {
                 (now.as_ref() != Some(&model)).then_some(name)
             });
         }
-        for changed in join_all(applied).await.into_iter().flatten() {
+        let any = !applied.is_empty();
+        let changed = join_all(applied).await;
+        if any {
+            (self.options.loaded)();
+        }
+        for changed in changed.into_iter().flatten() {
             // It was written to while it was read: the next look decides again.
             settling.set(&changed, None);
         }
@@ -155,6 +163,7 @@ impl Library {
         let found = blocking(move || folder::scan_model(&folder)).await.map_err(LibraryError::Unreadable)?;
         let model = found.ok().filter(|model| !model.versions.is_empty()).ok_or_else(unknown)?;
         self.apply(name, &model).await?;
+        (self.options.loaded)();
         locked(&self.unloaded).remove(name);
         settling.set(name, Some(model));
         Ok(())
@@ -235,7 +244,7 @@ impl Library {
             serve.extend(kept);
         }
         if !serve.is_empty() {
-            self.repository.configure(name, settings.executor(&self.options.executor));
+            self.repository.configure(name, settings.executor(&self.options.executor), settings.clients.clone());
             self.repository.serve_all(name, serve);
             let served: BTreeSet<u64> = self.repository.versions(name).iter().map(|s| s.manifest().number).collect();
             locked(&self.loaded).retain(|(model, number), _| model != name || served.contains(number));

@@ -1,6 +1,7 @@
 //! `model.toml`: what a standalone node is told about one model: labels, preprocessing, versions, batching and queue.
 //! Every key has a default; a model without the file has them all.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub struct Settings {
     pub calibration_file: Option<String>,
     /// Done to raw samples.
     pub preprocessing: Preprocessing,
+    /// Names of the clients that may ask it, as their identities have them; absent: all. Operators always may.
+    pub clients: Option<BTreeSet<String>>,
     /// Which versions are served.
     pub version_policy: VersionPolicy,
     /// Runs at a time; 0: the node's `inference.threads`.

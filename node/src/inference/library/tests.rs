@@ -170,3 +170,30 @@ async fn a_repository_that_is_not_there_is_an_error() {
     let library = Library::new(Path::new("/nowhere/at/all").to_owned(), repository, LibraryOptions::default());
     assert!(library.look().await.unwrap_err().to_string().contains("/nowhere/at/all"));
 }
+
+#[tokio::test]
+async fn only_the_clients_that_the_settings_name_may_ask() {
+    use super::super::answer::{InferError, Inference, KeepPolicy};
+    use super::super::request::{InferRequest, RequestLimits};
+    use fedge_proto::identity::{Role, SpiffeId};
+
+    let folder = folder();
+    folder.put("digits", 1, &digits(1));
+    settings(&folder, "digits", "clients = [\"till-3\"]\n");
+    folder.settle().await;
+    let repository = Arc::clone(&folder.library.repository);
+    let inference = Inference::new(repository, None, KeepPolicy::Off, RequestLimits::default());
+    let ask = async |role, id| {
+        let caller = Some(SpiffeId::new("shop", role, id).unwrap());
+        inference
+            .infer(InferRequest { model: "digits".to_owned(), caller, ..InferRequest::default() })
+            .await
+            .unwrap_err()
+    };
+    // Those that may are told that the request has no input.
+    assert!(matches!(ask(Role::Client, "till-3").await, InferError::Refused(_)));
+    assert!(matches!(ask(Role::Operator, "boss").await, InferError::Refused(_)));
+    let denied = ask(Role::Client, "till-4").await;
+    assert!(denied.to_string().contains("till-4"), "{denied}");
+    assert_eq!(tonic::Status::from(denied).code(), tonic::Code::PermissionDenied);
+}

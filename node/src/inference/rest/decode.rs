@@ -93,6 +93,7 @@ pub(super) fn request(
         model: model.to_owned(),
         version: version.to_owned(),
         id: json.id,
+        caller: None,
         timeout: Some(timeout).filter(|us| *us > 0).map(Duration::from_micros),
         priority,
         inputs,

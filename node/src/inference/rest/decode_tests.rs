@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::inference::test_fixtures::fuzz_cases;
 
 fn decode(json: &str, binary: &[u8]) -> Result<InferRequest, Refused> {
     let body = Bytes::from([json.as_bytes(), binary].concat());
@@ -81,7 +82,7 @@ fn what_is_no_request_is_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(fuzz_cases(2000)))]
     #[test]
     fn no_body_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), header in proptest::option::of(0..300usize)) {
         let _ = request("m", "", &Bytes::from(bytes), header);

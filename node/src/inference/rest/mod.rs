@@ -195,7 +195,8 @@ async fn infer(State(rest): State<Rest>, path: Version, request: Request) -> Rep
     let (parts, body) = request.into_parts();
     let header = json_length(&parts.headers)?;
     let body = read(&parts.headers, body, rest.options.max_message_bytes).await?;
-    let request = decode::request(model, version, &body, header).map_err(InferError::from)?;
+    let mut request = decode::request(model, version, &body, header).map_err(InferError::from)?;
+    request.caller = parts.extensions.get::<Peer>().and_then(|peer| peer.identity.clone());
     let all_binary = request.outputs.is_empty() && decode::wants_binary(&body, header);
     drop(body);
     let wanted: Vec<(String, bool)> =
