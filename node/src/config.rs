@@ -37,13 +37,33 @@ pub struct Inference {
     pub plaintext: bool,
     /// Share of single-sample requests whose input is kept for a later label, 0..=1.
     pub keep: f64,
+    /// Which requests are in that share.
+    pub keep_policy: KeepChoice,
     /// Threads that run models; 0: one a core.
     pub threads: usize,
 }
 
+/// Which requests' inputs are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepChoice {
+    /// Any, by chance.
+    #[default]
+    Sampled,
+    /// Those whose two greatest outputs are nearest to each other.
+    Uncertain,
+}
+
 impl Default for Inference {
     fn default() -> Self {
-        Inference { listen: "0.0.0.0:8001".into(), http: String::new(), plaintext: false, keep: 1.0, threads: 0 }
+        Inference {
+            listen: "0.0.0.0:8001".into(),
+            http: String::new(),
+            plaintext: false,
+            keep: 1.0,
+            keep_policy: KeepChoice::Sampled,
+            threads: 0,
+        }
     }
 }
 
@@ -231,6 +251,8 @@ impl Config {
              plaintext = {}\n\
              # Share of single-sample requests whose input is kept for a later label, 0 to 1.\n\
              keep = {:?}\n\
+             # Which ones: \"sampled\" (by chance) or \"uncertain\" (those the model was least sure of).\n\
+             keep_policy = \"sampled\"\n\
              # Threads that run models; 0: one a core.\n\
              threads = {}\n\
              \n\

@@ -11,7 +11,7 @@ use fedge_proto::identity::{Identity, IdentityDirectory, IdentityError, Role, Sh
 use fedge_proto::tls::{ConnectError, TlsError, connect_lazy};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, KeepChoice};
 use crate::doors::{Addresses, Doors};
 use crate::federation::download::{DownloadError, Downloads};
 use crate::federation::driver;
@@ -229,7 +229,11 @@ fn sample_limits(config: &Config) -> samples::Limits {
 fn service_options(config: &Config) -> ServiceOptions {
     let keep = config.inference.keep;
     ServiceOptions {
-        keep: if keep > 0.0 { KeepPolicy::Sampled(keep) } else { KeepPolicy::Off },
+        keep: match config.inference.keep_policy {
+            _ if keep <= 0.0 => KeepPolicy::Off,
+            KeepChoice::Sampled => KeepPolicy::Sampled(keep),
+            KeepChoice::Uncertain => KeepPolicy::Uncertain(keep),
+        },
         ..ServiceOptions::default()
     }
 }

@@ -10,27 +10,19 @@ use tonic::Status;
 
 use super::classification::classify;
 use super::executor::ExecutorError;
+use super::keep::{KeepPolicy, Keeper};
 use super::repository::{LookupError, ModelRepository};
 use super::request::{self, InferRequest, Inputs, OutputForm, Refused, RequestLimits, TensorData};
 use super::serving::Serving;
 use super::statistics::Failure;
 use crate::samples::{SampleId, SampleStore};
 
-/// Which inputs of answered requests are kept for a later label.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum KeepPolicy {
-    /// None: replies carry no `fedge_sample_id`.
-    Off,
-    /// Of requests with a single sample, each with this probability, 0 to 1.
-    Sampled(f64),
-}
-
 /// Answers requests for the models of a repository.
 #[derive(Clone, Debug)]
 pub struct Inference {
     repository: Arc<ModelRepository>,
     samples: Option<SampleStore>,
-    keep: KeepPolicy,
+    keeper: Arc<Keeper>,
     limits: RequestLimits,
 }
 
@@ -99,7 +91,7 @@ impl Inference {
         keep: KeepPolicy,
         limits: RequestLimits,
     ) -> Inference {
-        Inference { repository, samples, keep, limits }
+        Inference { repository, samples, keeper: Arc::new(Keeper::new(keep)), limits }
     }
 
     /// The models.
@@ -131,7 +123,7 @@ impl Inference {
         let formatted = Instant::now();
         let outputs = wanted.into_iter().map(|(index, form)| output(&serving, &done.outputs, index, form)).collect();
         let sample_id = match done.inputs {
-            Inputs::Floats(values) if rows == 1 => self.keep(&serving, values),
+            Inputs::Floats(values) if rows == 1 => self.keep(&serving, values, &done.outputs),
             _ => None,
         };
         done.stages.output += formatted.elapsed();
@@ -142,13 +134,18 @@ impl Inference {
     }
 
     /// Keeps the input of an answered request, if the policy wants it and there is room; never waits.
-    fn keep(&self, serving: &Serving, input: Vec<f32>) -> Option<SampleId> {
-        match self.keep {
-            KeepPolicy::Off => None,
-            KeepPolicy::Sampled(probability) if rand::random::<f64>() >= probability => None,
-            KeepPolicy::Sampled(_) => self.samples.as_ref()?.try_keep_pending(&serving.manifest().name, input),
+    fn keep(&self, serving: &Serving, input: Vec<f32>, outputs: &[TensorData]) -> Option<SampleId> {
+        let samples = self.samples.as_ref()?;
+        let outputs = outputs.first().map(|output| floats(&output.data)).unwrap_or_default();
+        if !self.keeper.keeps(&outputs) {
+            return None;
         }
+        samples.try_keep_pending(&serving.manifest().name, input)
     }
+}
+
+fn floats(raw: &[u8]) -> Vec<f32> {
+    raw.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect()
 }
 
 /// Counts a failure when it is dropped, unless there is none.
@@ -183,8 +180,7 @@ fn output(serving: &Serving, outputs: &[TensorData], index: usize, form: OutputF
     match form {
         OutputForm::Classification(k) if data.element == ElementType::Fp32 => {
             let rows = data.shape.first().copied().unwrap_or(1);
-            let values: Vec<f32> = data.data.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect();
-            classify(name, &values, rows, k, &serving.manifest().labels)
+            classify(name, &floats(&data.data), rows, k, &serving.manifest().labels)
         }
         _ => OutputTensor {
             name,

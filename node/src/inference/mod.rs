@@ -10,6 +10,7 @@ pub mod describe;
 mod engine;
 pub mod executor;
 pub mod health;
+pub mod keep;
 pub mod library;
 pub mod metrics;
 pub mod prepare;
@@ -26,11 +27,12 @@ mod tensor_engine;
 #[cfg(test)]
 pub(crate) mod test_fixtures;
 
-pub use answer::{Inference, KeepPolicy};
+pub use answer::Inference;
 pub use batching::BatchingOptions;
 pub use check::LocalCheck;
 pub use engine::EngineError;
 pub use executor::{Executor, ExecutorError, ExecutorOptions};
+pub use keep::KeepPolicy;
 pub use library::{Library, LibraryOptions};
 pub use prepare::{PrepareError, PrepareOptions, prepare};
 pub use repository::{LookupError, ModelRepository};

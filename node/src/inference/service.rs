@@ -17,7 +17,8 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::codec::CompressionEncoding;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::answer::{InferError, Inference, KeepPolicy};
+use super::answer::{InferError, Inference};
+use super::keep::KeepPolicy;
 use super::library::{Library, LibraryError};
 use super::repository::{LookupError, ModelRepository};
 use super::request::{InferRequest, RequestLimits};

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::answer::{Inference, KeepPolicy};
+use super::answer::Inference;
+use super::keep::KeepPolicy;
 use super::repository::ModelRepository;
 use super::request::{InferRequest, InputData, InputTensor, RequestLimits};
 use super::test_fixtures::{PIXELS, digits, package};

@@ -173,7 +173,8 @@ async fn a_repository_that_is_not_there_is_an_error() {
 
 #[tokio::test]
 async fn only_the_clients_that_the_settings_name_may_ask() {
-    use super::super::answer::{InferError, Inference, KeepPolicy};
+    use super::super::answer::{InferError, Inference};
+    use super::super::keep::KeepPolicy;
     use super::super::request::{InferRequest, RequestLimits};
     use fedge_proto::identity::{Role, SpiffeId};
 

@@ -71,7 +71,7 @@ mod tests {
         assert_eq!((rows.len(), rows.rows().nth(1).unwrap()), (2, &[5.0, 6.0, 7.0, 8.0][..]));
         assert_eq!(json("{\"data\": [1, 2]}", 2).unwrap().len(), 1);
         for (text, expected) in
-            [("[1, 2, 3]", "3 values"), ("[]", "0 values"), ("[\"a\"]", "numbers"), ("[1e39]", "finite"), ("{", "JSON")]
+            [("[1, 2, 3]", "3 values"), ("[]", "0 values"), ("[\"a\"]", "numbers"), ("[1e39, 0]", "finite"), ("{", "JSON")]
         {
             let error = json(text, 2).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
