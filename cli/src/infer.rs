@@ -30,7 +30,7 @@ pub(crate) struct Infer {
     /// Name of the model
     #[arg(long)]
     model: String,
-    /// Take the sample from this .csv or .npz file
+    /// Take the sample from this .csv, .npz, .npy, .json or IDX file
     #[arg(long, value_name = "FILE", required_unless_present = "values", conflicts_with = "values")]
     file: Option<PathBuf>,
     /// Which row of the file, from 1 (a header does not count)

@@ -6,7 +6,11 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use fedge_node::config::{Config, DataFile, FILE_NAME};
+use fedge_node::doors::Addresses;
+use fedge_node::inference::LibraryOptions;
+use fedge_node::inference::library::Control;
 use fedge_node::run::{identity_directory, run};
+use fedge_node::standalone::{self, Standalone};
 use fedge_node::status::StatusFile;
 use fedge_proto::identity::{Role, display_time};
 
@@ -73,9 +77,27 @@ pub(crate) struct Run {
     /// The node's folder
     #[arg(long, default_value = DEFAULT_FOLDER, env = "FEDGE_NODE_DIR")]
     dir: PathBuf,
-    /// Overrides inference.listen
-    #[arg(long, value_name = "IP:PORT", env = "FEDGE_NODE_LISTEN")]
+    /// Serve the models of a folder, without a coordinator; --dir is then only where the identity is
+    #[arg(long, requires = "model_repository")]
+    standalone: bool,
+    /// The folder: <model>/<version>/model.onnx, and <model>/model.toml for what is not the default
+    #[arg(long, value_name = "DIR", requires = "standalone", env = "FEDGE_MODEL_REPOSITORY")]
+    model_repository: Option<PathBuf>,
+    /// Load models when asked to, not when the folder changes
+    #[arg(long, requires = "standalone")]
+    explicit: bool,
+    /// How often the folder is looked at, in milliseconds; a change is taken once it has rested for as long
+    #[arg(long, value_name = "MS", default_value_t = 1000, requires = "standalone", value_parser = clap::value_parser!(u64).range(10..=3_600_000))]
+    poll_ms: u64,
+    /// Where to serve gRPC; overrides inference.listen
+    #[arg(long, alias = "grpc", value_name = "IP:PORT", env = "FEDGE_NODE_LISTEN")]
     listen: Option<String>,
+    /// Where to serve the same over HTTP; overrides inference.http
+    #[arg(long, value_name = "IP:PORT", env = "FEDGE_NODE_HTTP")]
+    http: Option<String>,
+    /// Where to serve health and metrics in plaintext; overrides metrics.listen
+    #[arg(long, value_name = "IP:PORT", env = "FEDGE_NODE_METRICS")]
+    metrics: Option<String>,
     /// Serve inference without TLS, on loopback only
     #[arg(long, env = "FEDGE_NODE_PLAINTEXT")]
     plaintext: bool,
@@ -100,14 +122,47 @@ impl Run {
         if let Some(listen) = self.listen {
             config.inference.listen = listen;
         }
+        config.inference.http = self.http.unwrap_or(config.inference.http);
+        config.metrics.listen = self.metrics.unwrap_or(config.metrics.listen);
         config.inference.plaintext |= self.plaintext;
         config.inference.keep = self.keep.unwrap_or(config.inference.keep);
         config.training.threads = self.training_threads.unwrap_or(config.training.threads);
         config.data.extend(self.data.iter().map(|argument| data_file(argument)));
         config.check()?;
-        let transport = if config.inference.plaintext { "plaintext" } else { "mutual TLS" };
-        let ready = |address| println!("node ready: inference {address} ({transport})");
+        if let Some(model_repository) = self.model_repository {
+            let every = std::time::Duration::from_millis(self.poll_ms);
+            let control = if self.explicit { Control::Explicit } else { Control::Poll(every) };
+            let library =
+                LibraryOptions { control, settle: every, loaded: process::release_memory, ..LibraryOptions::default() };
+            return serve_standalone(&self.dir, config, Standalone { model_repository, library }, self.end_with_input)
+                .await;
+        }
+        let ready = ready(&config);
         Ok(run(&self.dir, config, ready, process::asked_to_end(self.end_with_input)).await?)
+    }
+}
+
+async fn serve_standalone(
+    dir: &std::path::Path,
+    config: Config,
+    standalone: Standalone,
+    end_with_input: bool,
+) -> anyhow::Result<()> {
+    let ready = ready(&config);
+    Ok(standalone::run(dir, config, standalone, ready, process::asked_to_end(end_with_input)).await?)
+}
+
+/// Says where the node listens.
+fn ready(config: &Config) -> impl FnOnce(Addresses) + use<> {
+    let transport = if config.inference.plaintext { "plaintext" } else { "mutual TLS" };
+    move |at| {
+        let mut line = format!("node ready: inference {} ({transport})", at.grpc);
+        for (what, address) in [("http", at.http), ("metrics", at.metrics)] {
+            if let Some(address) = address {
+                line.push_str(&format!(", {what} {address}"));
+            }
+        }
+        println!("{line}");
     }
 }
 

@@ -26,6 +26,16 @@ fn bound_allocator() {
     }
 }
 
+/// Gives memory that nobody uses back to the system: loading a model takes several times what serving it needs.
+pub(crate) fn release_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[allow(unsafe_code)]
+    // SAFETY: `malloc_trim` looks at free memory alone, under the allocator's own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A coordinator has a connection a node, and the soft limit is 1024 on many systems: take what the system grants.
 fn raise_file_limit() {
     #[cfg(unix)]

@@ -20,7 +20,7 @@ mod testing;
 pub use digest::{Digest, HashingWriter, ParseDigestError};
 pub use error::ModelError;
 pub use layout::{Layout, ParameterClass, ParameterSpec};
-pub use model::{ElementType, Model, PIECE_VALUES, Place, Places, TensorSignature};
+pub use model::{ElementType, Interface, Model, PIECE_VALUES, Place, Places, TensorSignature};
 pub use operators::UnsupportedOperator;
 pub use package::{Manifest, Package, Written, WriteBehind};
 pub use preprocessing::Preprocessing;

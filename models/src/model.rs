@@ -10,6 +10,7 @@ use crate::operators::{self, UnsupportedOperator};
 use crate::{Digest, Layout, ModelError, Weights, pb};
 
 mod graph;
+mod interface;
 mod places;
 pub(crate) mod scan;
 mod signature;
@@ -20,6 +21,7 @@ pub(crate) mod tensor;
 
 pub(crate) use places::initializers;
 
+pub use interface::Interface;
 pub use places::{Place, Places};
 pub use signature::{ElementType, TensorSignature};
 pub use stream::PIECE_VALUES;

@@ -17,6 +17,8 @@ pub struct Config {
     pub inference: Inference,
     /// Local training.
     pub training: Training,
+    /// Health and metrics.
+    pub metrics: Metrics,
     /// The sample store.
     pub samples: Samples,
     /// Files of labelled samples, read at start; what was read before is not counted twice.
@@ -27,20 +29,50 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Inference {
-    /// ip:port.
+    /// ip:port of gRPC.
     pub listen: String,
+    /// ip:port of HTTP; empty: none.
+    pub http: String,
     /// Without TLS; on loopback only.
     pub plaintext: bool,
     /// Share of single-sample requests whose input is kept for a later label, 0..=1.
     pub keep: f64,
+    /// Which requests are in that share.
+    pub keep_policy: KeepChoice,
     /// Threads that run models; 0: one a core.
     pub threads: usize,
 }
 
+/// Which requests' inputs are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepChoice {
+    /// Any, by chance.
+    #[default]
+    Sampled,
+    /// Those whose two greatest outputs are nearest to each other.
+    Uncertain,
+}
+
 impl Default for Inference {
     fn default() -> Self {
-        Inference { listen: "0.0.0.0:8001".into(), plaintext: false, keep: 1.0, threads: 0 }
+        Inference {
+            listen: "0.0.0.0:8001".into(),
+            http: String::new(),
+            plaintext: false,
+            keep: 1.0,
+            keep_policy: KeepChoice::Sampled,
+            threads: 0,
+        }
     }
+}
+
+/// Health and metrics, in plaintext for whoever reaches the port.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// ip:port; empty: none.
+    pub listen: String,
 }
 
 /// Local training.
@@ -142,6 +174,8 @@ impl Config {
     /// [`ConfigError::Value`].
     pub fn check(&self) -> Result<(), ConfigError> {
         self.inference_address()?;
+        self.http_address()?;
+        self.metrics_address()?;
         let refuse = |key, value: &dyn std::fmt::Display, problem: &str| {
             Err(ConfigError::Value { key, value: value.to_string(), problem: problem.to_owned() })
         };
@@ -172,15 +206,32 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Value`] when it is no ip:port, or plaintext beyond loopback.
     pub fn inference_address(&self) -> Result<SocketAddr, ConfigError> {
-        let inference = &self.inference;
-        let value =
-            |problem: String| ConfigError::Value { key: "inference.listen", value: inference.listen.clone(), problem };
-        let address: SocketAddr =
-            inference.listen.parse().map_err(|e| value(format!("{e}; expected ip:port, such as 0.0.0.0:8001")))?;
-        if inference.plaintext && !address.ip().is_loopback() {
-            return Err(value(
-                "plaintext is allowed on loopback only: use 127.0.0.1 or [::1], or serve with TLS".into(),
-            ));
+        self.inference_port("inference.listen", &self.inference.listen)
+    }
+
+    /// Where to serve inference over HTTP, if anywhere.
+    ///
+    /// # Errors
+    /// As [`Config::inference_address`].
+    pub fn http_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let http = &self.inference.http;
+        if http.is_empty() { Ok(None) } else { self.inference_port("inference.http", http).map(Some) }
+    }
+
+    /// Where to serve health and metrics, if anywhere.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] when it is no ip:port.
+    pub fn metrics_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let listen = &self.metrics.listen;
+        if listen.is_empty() { Ok(None) } else { socket_address("metrics.listen", listen).map(Some) }
+    }
+
+    fn inference_port(&self, key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+        let address = socket_address(key, text)?;
+        if self.inference.plaintext && !address.ip().is_loopback() {
+            let problem = "plaintext is allowed on loopback only: use 127.0.0.1 or [::1], or serve with TLS";
+            return Err(ConfigError::Value { key, value: text.to_owned(), problem: problem.to_owned() });
         }
         Ok(address)
     }
@@ -194,12 +245,20 @@ impl Config {
              [inference]\n\
              # ip:port of the Open Inference Protocol over gRPC, mutual TLS.\n\
              listen = {:?}\n\
+             # ip:port of the same over HTTP (usually port 8000); empty: none.\n\
+             http = {:?}\n\
              # Without TLS: on loopback only.\n\
              plaintext = {}\n\
              # Share of single-sample requests whose input is kept for a later label, 0 to 1.\n\
              keep = {:?}\n\
+             # Which ones: \"sampled\" (by chance) or \"uncertain\" (those the model was least sure of).\n\
+             keep_policy = \"sampled\"\n\
              # Threads that run models; 0: one a core.\n\
              threads = {}\n\
+             \n\
+             [metrics]\n\
+             # ip:port of health and metrics in plaintext, and of nothing else (usually port 8002); empty: none.\n\
+             listen = {:?}\n\
              \n\
              [training]\n\
              # Threads of the low-priority training pool.\n\
@@ -217,9 +276,11 @@ impl Config {
              # model = \"digits\"\n\
              # path = \"samples.csv\"\n",
             d.inference.listen,
+            d.inference.http,
             d.inference.plaintext,
             d.inference.keep,
             d.inference.threads,
+            d.metrics.listen,
             d.training.threads,
             d.samples.max_samples,
             d.samples.max_bytes,
@@ -227,6 +288,11 @@ impl Config {
             d.samples.pending_ttl_s,
         )
     }
+}
+
+fn socket_address(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+    let problem = |e| format!("{e}; expected ip:port, such as 0.0.0.0:8001");
+    text.parse().map_err(|e| ConfigError::Value { key, value: text.to_owned(), problem: problem(e) })
 }
 
 #[cfg(test)]
@@ -253,6 +319,8 @@ mod tests {
             ("[inference]\nlisten = \"8001\"", "inference.listen"),
             ("[inference]\nplaintext = true", "inference.listen"),
             ("[inference]\nkeep = 1.5", "inference.keep"),
+            ("[inference]\nplaintext = true\nlisten = \"[::1]:1\"\nhttp = \"0.0.0.0:2\"", "inference.http"),
+            ("[metrics]\nlisten = \"8002\"", "metrics.listen"),
             ("[training]\nthreads = 0", "training.threads"),
             ("[samples]\nmax_samples = 0", "samples.max_samples"),
             ("[[data]]\nfile = \"x.csv\"", "file"),

@@ -2,9 +2,13 @@
 //! Aggregation and everything that decides about a fleet live in the coordinator.
 
 pub mod config;
+pub mod doors;
 pub mod federation;
+mod http;
 pub mod inference;
 pub mod run;
 pub mod samples;
+pub mod server;
+pub mod standalone;
 pub mod status;
 pub mod training;

@@ -7,17 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use fedge_proto::authorization::{AnonymousCallers, AuthorizationLayer};
 use fedge_proto::identity::{Identity, IdentityDirectory, IdentityError, Role, SharedIdentity};
-use fedge_proto::tls::{
-    ClientAuth, ConnectError, Incoming, Limits, ReloadableServerConfig, TlsError, connect_lazy, incoming,
-    plaintext_incoming, server_config,
-};
-use tokio::net::TcpListener;
+use fedge_proto::tls::{ConnectError, TlsError, connect_lazy};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, KeepChoice};
+use crate::doors::{Addresses, Doors};
 use crate::federation::download::{DownloadError, Downloads};
 use crate::federation::driver;
 use crate::federation::edge::Edge;
@@ -29,16 +24,15 @@ use crate::federation::session::Session;
 use crate::federation::shelf::Shelf;
 use crate::federation::versions::Versions;
 use crate::federation::work::Workshop;
-use crate::inference::{self, KeepPolicy, ModelRepository, ServiceOptions};
+use crate::inference::{ExecutorOptions, Inference, KeepPolicy, ModelRepository, ServiceOptions};
 use crate::samples::{self, FileError, SampleError, SampleStore, file};
+use crate::server::Services;
 use crate::status::{NodeStatus, StatusFile};
 
-/// Age at which a connection is asked to end, and its certificate looked at again.
-const CONNECTION_AGE: Duration = Duration::from_secs(3600);
 /// Versions of a lineage that stay on disk: the served one and the one before.
 const KEPT_VERSIONS: usize = 2;
 /// Longest time that open calls get to end at shutdown.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 
 /// Why a node does not run.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +63,13 @@ pub enum RunError {
     /// Its certificate is over and can't be renewed.
     #[error("the certificate can't be renewed: {0}")]
     Renewal(#[from] RenewalError),
-    /// The inference port.
-    #[error("cannot listen on {address} (inference.listen): {source}; {hint}")]
+    /// A port.
+    #[error("cannot listen on {address} ({key}): {source}; {hint}")]
     Listen {
         /// ip:port.
         address: SocketAddr,
+        /// The key of the configuration.
+        key: &'static str,
         /// Why not.
         source: std::io::Error,
         /// What to do.
@@ -97,9 +93,12 @@ pub enum RunError {
     /// The folder of transfers.
     #[error(transparent)]
     Incoming(#[from] DownloadError),
-    /// Threads.
-    #[error("the inference threads can't be started: {0}")]
-    Threads(std::io::Error),
+    /// The model repository.
+    #[error("{0}")]
+    Models(String),
+    /// The server's description of itself.
+    #[error("server reflection: {0}")]
+    Reflection(String),
     /// The server broke.
     #[error("serving inference: {0}")]
     Serve(#[from] tonic::transport::Error),
@@ -110,17 +109,16 @@ pub fn identity_directory(folder: &Path) -> IdentityDirectory {
     IdentityDirectory::new(folder.join("identity"))
 }
 
-/// Runs the node of `folder` until `shutdown` is ready; `ready` is called with the bound address once it listens.
+/// Runs the node of `folder` until `shutdown` is ready; `ready` is called with the bound addresses once it listens.
 ///
 /// # Errors
 /// [`RunError`] says which file, port or certificate is in the way.
 pub async fn run(
     folder: &Path,
     config: Config,
-    ready: impl FnOnce(SocketAddr),
+    ready: impl FnOnce(Addresses),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RunError> {
-    let address = config.inference_address()?;
     // What can be seen to be wrong without the coordinator is said before anything starts.
     for data in &config.data {
         file::read(&data.path)?;
@@ -130,10 +128,11 @@ pub async fn run(
     let identity = usable_identity(&directory).await?;
     let coordinator = directory.connection()?;
     let samples = SampleStore::open(&folder.join("samples.db"), sample_limits(&config)).await?;
-    let listener = listen(address).await?;
-    let bound = listener.local_addr().unwrap_or(address);
+    let doors = Doors::bind(&config).await?;
+    let addresses = doors.addresses;
+    let bound = addresses.grpc;
 
-    let repository = Arc::new(ModelRepository::new());
+    let repository = Arc::new(ModelRepository::with_options(executor_options(&config)));
     let downloads = Arc::new(Downloads::open(folder.join("incoming"))?);
     let shelf = Shelf::new(folder.join("models"), downloads.clone(), KEPT_VERSIONS);
     let versions = Arc::new(Versions::new(shelf, repository.clone(), samples.clone(), config.data.clone()));
@@ -146,23 +145,11 @@ pub async fn run(
     let shared = SharedIdentity::new(identity.clone());
     let stop = CancellationToken::new();
 
-    let (accepted, anonymous, renewed) = accept(listener, &identity, config.inference.plaintext)?;
-    let router = Server::builder()
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .max_concurrent_streams(Some(256))
-        .http2_max_header_list_size(Some(16 * 1024))
-        .http2_max_pending_accept_reset_streams(Some(20))
-        // An open connection outlives its certificate otherwise; calls in flight end in peace.
-        .max_connection_age(CONNECTION_AGE)
-        .layer(AuthorizationLayer::new(anonymous))
-        .add_service(
-            inference::service(repository.clone(), samples.clone(), service_options(&config))
-                .map_err(RunError::Threads)?,
-        )
-        .add_service(samples::feedback::service(repository, samples.clone()));
-    let server = tokio::spawn(router.serve_with_incoming_shutdown(accepted, stop.clone().cancelled_owned()));
+    let options = service_options(&config);
+    let inference = Inference::new(repository.clone(), Some(samples.clone()), options.keep, options.limits);
+    let services = Services { inference, library: None, samples: Some(samples.clone()), options };
+    let shown = (!config.inference.plaintext).then_some(&identity);
+    let (server, renewed) = doors.open(services, shown, &stop)?;
     let renewal = tokio::spawn(renewal::keep_renewed(directory, shared.clone(), renewed, stop.clone()));
 
     let status_file = StatusFile::of(folder);
@@ -178,7 +165,7 @@ pub async fn run(
         data_problems: Vec::new(),
     };
     status_file.write(&status);
-    ready(bound);
+    ready(addresses);
     versions.restore().await;
     let channel = connect_lazy(&coordinator.federation, &shared, Role::Coordinator)?;
     let session = Session::new(channel, bound.to_string(), config.training.threads, status, status_file.clone());
@@ -200,7 +187,7 @@ pub async fn run(
 }
 
 /// The identity of the folder; one that has ended is renewed before anything else.
-async fn usable_identity(directory: &IdentityDirectory) -> Result<Identity, RunError> {
+pub(crate) async fn usable_identity(directory: &IdentityDirectory) -> Result<Identity, RunError> {
     let identity = directory.load()?;
     if identity.id().role() != Role::Node {
         return Err(RunError::Role(directory.path().to_owned(), identity.id().role()));
@@ -210,26 +197,6 @@ async fn usable_identity(directory: &IdentityDirectory) -> Result<Identity, RunE
         return Ok(renewal::renew(directory, now).await?);
     }
     Ok(identity)
-}
-
-type OnRenewal = Box<dyn FnMut(&Identity) + Send>;
-
-fn accept(
-    listener: TcpListener,
-    identity: &Identity,
-    plaintext: bool,
-) -> Result<(Incoming, AnonymousCallers, OnRenewal), RunError> {
-    if plaintext {
-        let accepted = plaintext_incoming(listener, Limits::default())?;
-        return Ok((accepted, AnonymousCallers::LocalInference, Box::new(|_| {})));
-    }
-    let tls = ReloadableServerConfig::new(server_config(identity, ClientAuth::Required)?);
-    let accepted = incoming(listener, tls.clone(), Limits::default());
-    let renewed = move |identity: &Identity| match server_config(identity, ClientAuth::Required) {
-        Ok(config) => tls.replace(config),
-        Err(error) => tracing::error!(%error, "the renewed certificate can't be used for serving"),
-    };
-    Ok((accepted, AnonymousCallers::EnrolmentOnly, Box::new(renewed)))
 }
 
 /// Holds the folder of a node that has joined for this process, as long as the file is open: it has one outbox.
@@ -250,17 +217,6 @@ pub fn lock(folder: &Path) -> Result<File, RunError> {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| {
-        let hint = match source.kind() {
-            std::io::ErrorKind::AddrInUse => "another process has this port: stop it or choose another with --listen",
-            std::io::ErrorKind::PermissionDenied => "ports below 1024 need rights that this process lacks",
-            _ => "check the address",
-        };
-        RunError::Listen { address, source, hint }
-    })
-}
-
 fn sample_limits(config: &Config) -> samples::Limits {
     samples::Limits {
         max_samples: config.samples.max_samples,
@@ -271,11 +227,20 @@ fn sample_limits(config: &Config) -> samples::Limits {
 }
 
 fn service_options(config: &Config) -> ServiceOptions {
-    let inference = &config.inference;
-    let defaults = ServiceOptions::default();
+    let keep = config.inference.keep;
     ServiceOptions {
-        keep: if inference.keep > 0.0 { KeepPolicy::Sampled(inference.keep) } else { KeepPolicy::Off },
-        threads: if inference.threads > 0 { inference.threads } else { defaults.threads },
-        ..defaults
+        keep: match config.inference.keep_policy {
+            _ if keep <= 0.0 => KeepPolicy::Off,
+            KeepChoice::Sampled => KeepPolicy::Sampled(keep),
+            KeepChoice::Uncertain => KeepPolicy::Uncertain(keep),
+        },
+        ..ServiceOptions::default()
     }
+}
+
+/// How models run where nothing says otherwise.
+pub(crate) fn executor_options(config: &Config) -> ExecutorOptions {
+    let defaults = ExecutorOptions::default();
+    let threads = config.inference.threads;
+    ExecutorOptions { threads: if threads > 0 { threads } else { defaults.threads }, ..defaults }
 }

@@ -57,8 +57,22 @@ const TABLE: &[(&str, Callers, &[&str])] = &[
     (
         "inference.GRPCInferenceService",
         RolesOrLocal(&[Operator, Client]),
-        &["ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"],
+        &[
+            "ServerLive",
+            "ServerReady",
+            "ModelReady",
+            "ServerMetadata",
+            "ModelMetadata",
+            "ModelInfer",
+            "ModelStreamInfer",
+            "ModelConfig",
+            "ModelStatistics",
+            "RepositoryIndex",
+        ],
     ),
+    ("inference.GRPCInferenceService", RolesOrLocal(&[Operator]), &["RepositoryModelLoad", "RepositoryModelUnload"]),
+    ("grpc.health.v1.Health", RolesOrLocal(&[Operator, Client, Node]), &["Check", "Watch"]),
+    ("grpc.reflection.v1.ServerReflection", RolesOrLocal(&[Operator, Client]), &["ServerReflectionInfo"]),
     ("fedge.feedback.v1.Feedback", RolesOrLocal(&[Operator, Client]), &["Label", "Add"]),
 ];
 
@@ -233,7 +247,14 @@ mod tests {
         expected.sort();
         assert_eq!(found, expected, "a .proto file that this test does not know");
         let files = protox::compile(PROTOS, [folder]).unwrap();
-        let mut rpcs = BTreeSet::new();
+        // Services whose protos are others'.
+        let mut rpcs: BTreeSet<(String, String)> = [
+            ("grpc.health.v1.Health", "Check"),
+            ("grpc.health.v1.Health", "Watch"),
+            ("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo"),
+        ]
+        .map(|(service, method)| (service.to_owned(), format!("/{service}/{method}")))
+        .into();
         for file in &files.file {
             for service in &file.service {
                 let service_name = format!("{}.{}", file.package(), service.name());
@@ -246,16 +267,23 @@ mod tests {
     }
 
     /// Written apart from the table: who may call a service, with None for callers without a certificate.
-    fn allowed(service: &str, caller: Option<Role>, anonymous: AnonymousCallers) -> bool {
+    fn allowed(service: &str, path: &str, caller: Option<Role>, anonymous: AnonymousCallers) -> bool {
         let local = anonymous == AnonymousCallers::LocalInference;
         match service {
             "fedge.enrolment.v1.Enrolment" => caller.is_none(),
             "fedge.federation.v1.Federation" => caller == Some(Role::Node),
             "fedge.operators.v1.Operators" => caller == Some(Role::Operator),
-            "inference.GRPCInferenceService" | "fedge.feedback.v1.Feedback" => match caller {
-                Some(role) => matches!(role, Role::Operator | Role::Client),
+            "inference.GRPCInferenceService" if path.ends_with("load") || path.ends_with("Load") => match caller {
+                Some(role) => role == Role::Operator,
                 None => local,
             },
+            "grpc.health.v1.Health" => caller.map_or(local, |role| role != Role::Coordinator),
+            "inference.GRPCInferenceService" | "fedge.feedback.v1.Feedback" | "grpc.reflection.v1.ServerReflection" => {
+                match caller {
+                    Some(role) => matches!(role, Role::Operator | Role::Client),
+                    None => local,
+                }
+            }
             _ => panic!("no row for the service {service}"),
         }
     }
@@ -269,7 +297,7 @@ mod tests {
             for anonymous in [AnonymousCallers::EnrolmentOnly, AnonymousCallers::LocalInference] {
                 for (service, path) in &rpcs {
                     let decision = check(path, caller, anonymous);
-                    let expected = allowed(service, caller, anonymous);
+                    let expected = allowed(service, path, caller, anonymous);
                     assert_eq!(decision.is_ok(), expected, "{path} by {caller:?} with {anonymous:?}: {decision:?}");
                     if let Err(status) = decision {
                         let code = if caller.is_none() { Code::Unauthenticated } else { Code::PermissionDenied };
@@ -306,7 +334,7 @@ mod tests {
             "/fedge.federation.v1.Federation/hello",
             "//fedge.federation.v1.Federation/Hello",
             "fedge.federation.v1.Federation/Hello",
-            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         ];
         for path in paths {
             for caller in Role::ALL.into_iter().map(Some).chain([None]) {

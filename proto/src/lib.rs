@@ -48,6 +48,9 @@ pub mod inference {
     include!("gen/inference.rs");
 }
 
+/// Descriptors of the services that a node offers to callers, for server reflection; generated with the code.
+pub const NODE_DESCRIPTORS: &[u8] = include_bytes!("gen/node.descriptors.bin");
+
 pub use fedge::enrolment::v1 as enrolment;
 pub use fedge::federation::v1 as federation;
 pub use fedge::feedback::v1 as feedback;

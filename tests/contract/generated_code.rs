@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use prost::Message;
+
 /// Every `.proto` file of the project, relative to the `proto` folder.
 pub const PROTOS: [&str; 6] = [
     "inference.proto",
@@ -13,6 +15,9 @@ pub const PROTOS: [&str; 6] = [
     "fedge/operators.proto",
     "fedge/feedback.proto",
 ];
+
+/// The services that a node offers to callers.
+const NODE_PROTOS: [&str; 2] = ["inference.proto", "fedge/feedback.proto"];
 
 /// The `proto` folder.
 pub fn proto_folder() -> PathBuf {
@@ -33,6 +38,10 @@ fn checked_in_code_equals_what_the_protos_generate() {
         .compile_fds(descriptors)
         .expect("code generation");
 
+    // What server reflection shows of a node.
+    let node = protox::compile(NODE_PROTOS, [&folder]).expect("the node's protos compile");
+    std::fs::write(scratch.path().join("node.descriptors.bin"), node.encode_to_vec()).expect("descriptors");
+
     let generated = files(scratch.path());
     let checked_in_folder = folder.join("src/gen");
     if std::env::var_os("FEDGE_UPDATE_GENERATED").is_some() {
@@ -47,14 +56,14 @@ fn checked_in_code_equals_what_the_protos_generate() {
     }
 }
 
-fn files(folder: &Path) -> BTreeMap<String, String> {
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     std::fs::read_dir(folder)
         .expect("folder")
         .map(|entry| entry.expect("entry").path())
-        .filter(|path| path.extension().is_some_and(|e| e == "rs"))
+        .filter(|path| path.extension().is_some_and(|e| e == "rs" || e == "bin"))
         .map(|path| {
             let name = path.file_name().expect("name").to_string_lossy().into_owned();
-            (name, std::fs::read_to_string(&path).expect("text"))
+            (name, std::fs::read(&path).expect("content"))
         })
         .collect()
 }

@@ -6,10 +6,10 @@ use std::process::Command;
 
 use crate::harness::{Coordinator, Node, digits, every, fedge, json, project, run, succeed, text, wait_for};
 
-const PACKAGES: [&str; 3] = ["tritonclient[grpc]==2.73.0", "onnxruntime==1.32.0", "numpy"];
+const PACKAGES: [&str; 3] = ["tritonclient[grpc,http]==2.73.0", "onnxruntime==1.32.0", "numpy"];
 
 /// Python with the stock clients; none where the machine can't have it (a failure when FEDGE_REQUIRE_PYTHON is set).
-fn python() -> Option<PathBuf> {
+pub fn python() -> Option<PathBuf> {
     let required = std::env::var_os("FEDGE_REQUIRE_PYTHON").is_some();
     match make_environment() {
         Ok(python) => Some(python),
@@ -27,7 +27,9 @@ fn make_environment() -> Result<PathBuf, String> {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-clients");
         let python = folder.join("bin/python");
         let works = |python: &Path| {
-            let check = Command::new(python).args(["-c", "import tritonclient.grpc, onnxruntime, numpy"]).output();
+            let check = Command::new(python)
+                .args(["-c", "import tritonclient.grpc, tritonclient.http, onnxruntime, numpy"])
+                .output();
             check.is_ok_and(|o| o.status.success())
         };
         if works(&python) {

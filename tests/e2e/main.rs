@@ -14,6 +14,7 @@ mod kills;
 mod linear;
 mod rounds;
 mod simulate;
+mod standalone;
 mod strategies;
 #[path = "../bench/vector.rs"]
 #[allow(dead_code)]

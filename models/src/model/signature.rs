@@ -31,6 +31,28 @@ pub enum ElementType {
 }
 
 impl ElementType {
+    /// All of them.
+    pub const ALL: [ElementType; 13] = [
+        ElementType::Bool,
+        ElementType::Uint8,
+        ElementType::Uint16,
+        ElementType::Uint32,
+        ElementType::Uint64,
+        ElementType::Int8,
+        ElementType::Int16,
+        ElementType::Int32,
+        ElementType::Int64,
+        ElementType::Fp16,
+        ElementType::Bf16,
+        ElementType::Fp32,
+        ElementType::Fp64,
+    ];
+
+    /// The type of this name in the Open Inference Protocol; `None` for `BYTES` and words that are no type.
+    pub fn from_name(name: &str) -> Option<ElementType> {
+        ElementType::ALL.into_iter().find(|element| element.name() == name)
+    }
+
     /// The Open Inference Protocol's name, e.g. `FP32`.
     pub fn name(self) -> &'static str {
         match self {
@@ -113,13 +135,35 @@ impl TensorSignature {
 /// Reads a graph input's or output's signature. `role` is "input" or "output"; an input must know every dimension but
 /// the first.
 pub(crate) fn read(value: &pb::ValueInfoProto, role: &str) -> Result<TensorSignature, ModelError> {
+    let signature = read_open(value, role)?;
+    let refused = |problem: String| ModelError::graph(format!("{role} {:?} {problem}", shorten(&value.name)));
+    if signature.dims.is_empty() {
+        return Err(refused("is a scalar; its first dimension must be the batch".to_owned()));
+    }
+    let unknown = signature.dims.iter().skip(1).position(Option::is_none);
+    if let (Some(axis), "input") = (unknown, role) {
+        return Err(refused(format!(
+            "has a dynamic dimension {}; only the first (the batch) may be dynamic: export with a fixed sample shape",
+            axis + 1
+        )));
+    }
+    Ok(signature)
+}
+
+/// As [`read`], whatever the rank and wherever a dimension is dynamic: for models that are served, not trained.
+pub(crate) fn read_open(value: &pb::ValueInfoProto, role: &str) -> Result<TensorSignature, ModelError> {
     let refused = |problem: String| ModelError::graph(format!("{role} {:?} {problem}", shorten(&value.name)));
     let Some(pb::type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|kind| kind.value.as_ref())
     else {
         return Err(refused("is not a tensor; sequences, maps and optionals are not supported".to_owned()));
     };
-    let element = ElementType::from_onnx(tensor.elem_type)
-        .ok_or_else(|| refused(format!("has the unsupported element type {}; use float32", tensor.elem_type)))?;
+    let element = ElementType::from_onnx(tensor.elem_type).ok_or_else(|| {
+        let kind = match DataType::try_from(tensor.elem_type) {
+            Ok(DataType::String) => "strings, which the engine does not run".to_owned(),
+            _ => format!("the unsupported element type {}", tensor.elem_type),
+        };
+        refused(format!("has {kind}; use float32"))
+    })?;
     let shape =
         tensor.shape.as_ref().ok_or_else(|| refused("has no shape; export the model with its shape".to_owned()))?;
     let mut dims = Vec::with_capacity(shape.dim.len());
@@ -133,16 +177,6 @@ pub(crate) fn read(value: &pb::ValueInfoProto, role: &str) -> Result<TensorSigna
             ),
             Some(dimension::Value::DimParam(_)) | None => None,
         });
-    }
-    if dims.is_empty() {
-        return Err(refused("is a scalar; its first dimension must be the batch".to_owned()));
-    }
-    let unknown = dims.iter().skip(1).position(Option::is_none);
-    if let (Some(axis), "input") = (unknown, role) {
-        return Err(refused(format!(
-            "has a dynamic dimension {}; only the first (the batch) may be dynamic: export with a fixed sample shape",
-            axis + 1
-        )));
     }
     let len = dims.iter().skip(1).try_fold(1usize, |product, dim| product.checked_mul(dim.unwrap_or(1)));
     match len {

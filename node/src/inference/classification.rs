@@ -1,18 +1,13 @@
 //! The `classification` extension: an output as its k greatest values, each `value:index[:label]`.
 //! Which outputs ask for it is read in `convert`.
 
-use fedge_proto::inference::model_infer_response::InferOutputTensor;
-use prost::bytes::{BufMut, Bytes, BytesMut};
+use prost::bytes::{BufMut, BytesMut};
 
-/// The reply's tensor and its raw form: BYTES `[batch, k]`, greatest first, the first of equals first; a length as
+use super::answer::{OutputTensor, wire_shape};
+
+/// The reply's tensor: BYTES `[batch, k]`, greatest first, the first of equals first; a length as
 /// little-endian u32 before each element. `k` above the number of values counts as that number.
-pub(super) fn classify(
-    name: &str,
-    values: &[f32],
-    rows: usize,
-    k: usize,
-    labels: &[String],
-) -> (InferOutputTensor, Bytes) {
+pub(super) fn classify(name: String, values: &[f32], rows: usize, k: usize, labels: &[String]) -> OutputTensor {
     let width = values.len() / rows.max(1);
     let k = k.min(width);
     let mut raw = BytesMut::new();
@@ -29,13 +24,7 @@ pub(super) fn classify(
             raw.put_slice(text.as_bytes());
         }
     }
-    let tensor = InferOutputTensor {
-        name: name.to_owned(),
-        datatype: "BYTES".to_owned(),
-        shape: super::convert::wire_shape(&[rows, k]),
-        ..InferOutputTensor::default()
-    };
-    (tensor, raw.freeze())
+    OutputTensor { name, datatype: "BYTES", shape: wire_shape(&[rows, k]), data: raw.freeze() }
 }
 
 #[cfg(test)]
@@ -46,8 +35,9 @@ mod tests {
     #[test]
     fn the_greatest_values_come_first_with_their_labels() {
         let labels = ["cat".to_owned(), "dog".to_owned(), "owl".to_owned()];
-        let (tensor, raw) = classify("logits", &[0.5, 2.0, -1.0, 1.0, 1.0, 3.0], 2, 2, &labels);
-        assert_eq!((tensor.datatype.as_str(), &tensor.shape[..]), ("BYTES", &[2, 2][..]));
+        let OutputTensor { datatype, shape, data: raw, .. } =
+            classify("logits".to_owned(), &[0.5, 2.0, -1.0, 1.0, 1.0, 3.0], 2, 2, &labels);
+        assert_eq!((datatype, &shape[..]), ("BYTES", &[2, 2][..]));
         let mut texts = Vec::new();
         let mut rest = &raw[..];
         while let Some((len, tail)) = rest.split_first_chunk() {
@@ -60,8 +50,8 @@ mod tests {
 
     #[test]
     fn more_classes_than_there_are_gives_all_of_them_without_labels() {
-        let (tensor, raw) = classify("logits", &[1.0, 2.0], 1, 9, &[]);
-        assert_eq!(tensor.shape, [1, 2]);
+        let OutputTensor { datatype, shape, data: raw, .. } = classify("logits".to_owned(), &[1.0, 2.0], 1, 9, &[]);
+        assert_eq!((datatype, &shape[..]), ("BYTES", &[1, 2][..]));
         assert_eq!(&raw[4..], b"2.000000:1\x0a\0\0\x001.000000:0");
     }
 }

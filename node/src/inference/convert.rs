@@ -1,228 +1,229 @@
-//! Wire tensors to samples and answers to wire tensors; every check of a request's tensors, with checked arithmetic.
-//! Which model answers is looked up in `repository`; nothing is computed here.
+//! gRPC messages to requests, and answers to gRPC messages.
+//! The checks are in `request`; the same for HTTP is in `rest`.
 
-use fedge_models::TensorSignature;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fedge_models::ElementType;
 use fedge_proto::inference::infer_parameter::ParameterChoice;
-use fedge_proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
+use fedge_proto::inference::model_infer_request::InferInputTensor;
 use fedge_proto::inference::model_infer_response::InferOutputTensor;
-use fedge_proto::inference::{InferTensorContents, ModelInferRequest};
-use prost::bytes::{BufMut, Bytes, BytesMut};
+use fedge_proto::inference::{InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse};
+use prost::bytes::{Bytes, BytesMut};
 
-/// Type of all inputs and outputs: loading refuses models with others.
-const DATATYPE: &str = "FP32";
+use super::answer::{Answer, Parameter};
+use super::request::{InferRequest, InputData, InputTensor, Refused, RequestedOutput, shorten};
 
-/// How large a request may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestLimits {
-    /// Samples in a batch.
-    pub max_batch: usize,
-    /// Values of all samples together.
-    pub max_elements: usize,
+/// A message as a request. Refused: parameters of a wrong type, and shared memory.
+pub fn request(message: ModelInferRequest) -> Result<InferRequest, Refused> {
+    let (sent, raws) = (message.inputs.len(), message.raw_input_contents.len());
+    let mut raw = message.raw_input_contents.into_iter();
+    let mut inputs = Vec::with_capacity(sent);
+    for tensor in message.inputs {
+        no_shared_memory(&tensor.parameters, "input", &tensor.name)?;
+        inputs.push(input(tensor, raw.next(), (sent, raws)));
+    }
+    let mut outputs = Vec::with_capacity(message.outputs.len());
+    for output in message.outputs {
+        no_shared_memory(&output.parameters, "output", &output.name)?;
+        let classification = output
+            .parameters
+            .get("classification")
+            .map(|parameter| integer(parameter).and_then(|k| usize::try_from(k).ok()).unwrap_or(0));
+        outputs.push(RequestedOutput { name: output.name, classification, binary: None });
+    }
+    let number = |name: &str| match message.parameters.get(name) {
+        None => Ok(0),
+        Some(parameter) => {
+            integer(parameter).ok_or_else(|| Refused(format!("parameter {name:?}: must be an integer of at least 0")))
+        }
+    };
+    Ok(InferRequest {
+        timeout: Some(number("timeout")?).filter(|us| *us > 0).map(Duration::from_micros),
+        priority: number("priority")?,
+        model: message.model_name,
+        version: message.model_version,
+        id: message.id,
+        caller: None,
+        inputs,
+        outputs,
+    })
 }
 
-impl Default for RequestLimits {
-    /// 4,096 samples, 4 Mi values (16 MiB).
-    fn default() -> RequestLimits {
-        RequestLimits { max_batch: 4096, max_elements: 4 << 20 }
+/// An answer as a message: always raw.
+pub fn response(answer: Answer) -> ModelInferResponse {
+    let parameters = answer.parameters().into_iter().map(|(name, value)| {
+        let choice = match value {
+            Parameter::Text(text) => ParameterChoice::StringParam(text),
+            Parameter::Integer(number) => ParameterChoice::Int64Param(number),
+        };
+        (name.to_owned(), InferParameter { parameter_choice: Some(choice) })
+    });
+    let parameters = parameters.collect();
+    let manifest = answer.serving.manifest();
+    let (outputs, raw_output_contents) = answer
+        .outputs
+        .into_iter()
+        .map(|output| {
+            let tensor = InferOutputTensor {
+                name: output.name,
+                datatype: output.datatype.to_owned(),
+                shape: output.shape,
+                ..InferOutputTensor::default()
+            };
+            (tensor, output.data)
+        })
+        .unzip();
+    ModelInferResponse {
+        model_name: manifest.name.clone(),
+        model_version: manifest.number.to_string(),
+        id: answer.id,
+        parameters,
+        outputs,
+        raw_output_contents,
     }
 }
 
-/// A request that is wrong in itself: which tensor, what was expected and what came. `INVALID_ARGUMENT` on the wire.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Refused(String);
-
-/// The samples of a request.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Batch {
-    /// Raw values `[rows, ...sample_shape]`, row-major, all finite.
-    pub values: Vec<f32>,
-    /// Number of samples, at least 1.
-    pub rows: usize,
+fn no_shared_memory(parameters: &BTreeMap<String, InferParameter>, role: &str, name: &str) -> Result<(), Refused> {
+    if !parameters.contains_key("shared_memory_region") {
+        return Ok(());
+    }
+    Err(Refused(format!("{role} {:?}: shared memory is not offered; send the data in the message", shorten(name))))
 }
 
-/// In which form an output was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputForm {
-    /// FP32 values.
-    Values,
-    /// The k greatest values with their indices and labels, k >= 1.
-    Classification(usize),
-}
-
-/// The one output in the form that the request asks for; without any request, its values.
-pub fn requested_output(
-    outputs: &[InferRequestedOutputTensor],
-    signature: &TensorSignature,
-) -> Result<OutputForm, Refused> {
-    let Some(first) = outputs.first() else { return Ok(OutputForm::Values) };
-    if let Some(unknown) = outputs.iter().find(|output| output.name != signature.name) {
-        return Err(Refused(format!(
-            "output {:?}: is unknown; the model's output is {:?}",
-            shorten(&unknown.name),
-            signature.name
-        )));
-    }
-    if outputs.len() > 1 {
-        return Err(Refused(format!(
-            "output {:?}: is requested {} times; once is enough",
-            signature.name,
-            outputs.len()
-        )));
-    }
-    let Some(parameter) = first.parameters.get("classification") else { return Ok(OutputForm::Values) };
-    let k = match parameter.parameter_choice {
-        Some(ParameterChoice::Int64Param(k)) => usize::try_from(k).ok(),
-        Some(ParameterChoice::Uint64Param(k)) => usize::try_from(k).ok(),
+fn integer(parameter: &InferParameter) -> Option<u64> {
+    match parameter.parameter_choice {
+        Some(ParameterChoice::Int64Param(value)) => u64::try_from(value).ok(),
+        Some(ParameterChoice::Uint64Param(value)) => Some(value),
         _ => None,
-    };
-    match k {
-        Some(k) if k >= 1 => Ok(OutputForm::Classification(k)),
-        _ => Err(Refused(format!(
-            "output {:?}: its parameter \"classification\" must be an integer of at least 1",
-            signature.name
-        ))),
     }
 }
 
-/// The samples of a request, checked against the model's input.
-pub fn samples(
-    request: &ModelInferRequest,
-    signature: &TensorSignature,
-    limits: &RequestLimits,
-) -> Result<Batch, Refused> {
-    let tensor = only_input(request, signature)?;
-    let refused = |problem: String| Refused(format!("input {:?}: {problem}", signature.name));
-    if tensor.datatype != DATATYPE {
-        return Err(refused(format!("expected the datatype {DATATYPE}, but {:?} came", shorten(&tensor.datatype))));
-    }
-    let (rows, elements) = check_shape(&tensor.shape, signature, limits)?;
-    let typed = tensor.contents.as_ref().filter(|contents| !is_empty(contents));
-    let values = match (request.raw_input_contents.as_slice(), typed) {
-        ([], None) => return Err(refused(format!("its data is missing; expected {elements} values"))),
-        ([], Some(contents)) => typed_values(contents, elements).map_err(refused)?,
-        ([raw], None) => raw_values(raw, elements).map_err(refused)?,
-        ([_], Some(_)) => {
-            return Err(refused(
-                "its data came both in raw_input_contents and in contents; send one of them".to_owned(),
-            ));
+fn input(tensor: InferInputTensor, raw: Option<Bytes>, (sent, raws): (usize, usize)) -> InputTensor {
+    let typed = tensor.contents.filter(|contents| *contents != InferTensorContents::default());
+    let data = match (raw, typed) {
+        _ if raws != 0 && raws != sent => {
+            InputData::Wrong(format!("expected one entry of raw_input_contents an input, so {sent}, but {raws} came"))
         }
-        (raw, _) => {
-            return Err(refused(format!(
-                "expected one entry of raw_input_contents an input, so 1, but {} came",
-                raw.len()
-            )));
+        (Some(_), Some(_)) => {
+            InputData::Wrong("its data came both in raw_input_contents and in contents; send one of them".to_owned())
+        }
+        (Some(raw), None) => InputData::Raw(raw),
+        (None, None) => InputData::Missing,
+        (None, Some(contents)) => match ElementType::from_name(&tensor.datatype) {
+            // The datatype itself is refused by the checks.
+            None => InputData::Missing,
+            Some(element) => match values(contents, element) {
+                Ok((bytes, field)) => InputData::Values(bytes, field),
+                Err(problem) => InputData::Wrong(problem),
+            },
+        },
+    };
+    InputTensor { name: tensor.name, datatype: tensor.datatype, shape: tensor.shape, data }
+}
+
+/// The typed values as little-endian bytes, and the name of the field that has them.
+fn values(mut contents: InferTensorContents, element: ElementType) -> Result<(Bytes, &'static str), String> {
+    fn bytes<T, const N: usize>(values: Vec<T>, to: impl Fn(T) -> [u8; N]) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(values.len().saturating_mul(N));
+        values.into_iter().for_each(|value| bytes.extend_from_slice(&to(value)));
+        bytes.freeze()
+    }
+    fn narrow<T: Copy + std::fmt::Display, S: TryFrom<T>>(
+        values: Vec<T>,
+        element: ElementType,
+    ) -> Result<Vec<S>, String> {
+        let narrowed = |value: T| {
+            S::try_from(value).map_err(|_| format!("expected values of {}, but {value} came", element.name()))
+        };
+        values.into_iter().map(narrowed).collect()
+    }
+    use std::mem::take;
+    let (bytes, field) = match element {
+        ElementType::Bool => (bytes(take(&mut contents.bool_contents), |v| [u8::from(v)]), "bool_contents"),
+        ElementType::Int8 => {
+            (bytes(narrow::<_, i8>(take(&mut contents.int_contents), element)?, i8::to_le_bytes), "int_contents")
+        }
+        ElementType::Int16 => {
+            (bytes(narrow::<_, i16>(take(&mut contents.int_contents), element)?, i16::to_le_bytes), "int_contents")
+        }
+        ElementType::Int32 => (bytes(take(&mut contents.int_contents), i32::to_le_bytes), "int_contents"),
+        ElementType::Int64 => (bytes(take(&mut contents.int64_contents), i64::to_le_bytes), "int64_contents"),
+        ElementType::Uint8 => {
+            (bytes(narrow::<_, u8>(take(&mut contents.uint_contents), element)?, u8::to_le_bytes), "uint_contents")
+        }
+        ElementType::Uint16 => {
+            (bytes(narrow::<_, u16>(take(&mut contents.uint_contents), element)?, u16::to_le_bytes), "uint_contents")
+        }
+        ElementType::Uint32 => (bytes(take(&mut contents.uint_contents), u32::to_le_bytes), "uint_contents"),
+        ElementType::Uint64 => (bytes(take(&mut contents.uint64_contents), u64::to_le_bytes), "uint64_contents"),
+        ElementType::Fp32 => (bytes(take(&mut contents.fp32_contents), f32::to_le_bytes), "fp32_contents"),
+        ElementType::Fp64 => (bytes(take(&mut contents.fp64_contents), f64::to_le_bytes), "fp64_contents"),
+        ElementType::Fp16 | ElementType::Bf16 => {
+            return Err(format!("{} travels in raw_input_contents alone, but contents has values", element.name()));
         }
     };
-    match values.iter().position(|value| !value.is_finite()) {
-        Some(at) => Err(refused(format!("expected finite numbers, but element {at} (from 0) is {}", values[at]))),
-        None => Ok(Batch { values, rows }),
-    }
-}
-
-/// The reply's tensor and its raw form, little-endian and row-major.
-pub fn output_values(name: &str, shape: &[usize], values: &[f32]) -> (InferOutputTensor, Bytes) {
-    let mut raw = BytesMut::with_capacity(size_of_val(values));
-    for &value in values {
-        raw.put_f32_le(value);
-    }
-    let tensor = InferOutputTensor {
-        name: name.to_owned(),
-        datatype: DATATYPE.to_owned(),
-        shape: wire_shape(shape),
-        ..InferOutputTensor::default()
-    };
-    (tensor, raw.freeze())
-}
-
-/// A signature's dimensions for the metadata: -1 for the batch and any other dynamic one.
-pub fn wire_dims(signature: &TensorSignature) -> Vec<i64> {
-    let sample = signature.dims.iter().skip(1).map(|dim| dim.and_then(|dim| i64::try_from(dim).ok()).unwrap_or(-1));
-    std::iter::once(-1).chain(sample).collect()
-}
-
-pub(super) fn wire_shape(shape: &[usize]) -> Vec<i64> {
-    shape.iter().map(|&dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect()
-}
-
-fn only_input<'a>(
-    request: &'a ModelInferRequest,
-    signature: &TensorSignature,
-) -> Result<&'a InferInputTensor, Refused> {
-    if let Some(unknown) = request.inputs.iter().find(|input| input.name != signature.name) {
-        return Err(Refused(format!(
-            "input {:?}: is unknown; the model's input is {:?}",
-            shorten(&unknown.name),
-            signature.name
-        )));
-    }
-    match request.inputs.as_slice() {
-        [only] => Ok(only),
-        [] => Err(Refused(format!("input {:?}: is missing", signature.name))),
-        many => Err(Refused(format!("input {:?}: came {} times; send it once", signature.name, many.len()))),
-    }
-}
-
-/// Number of samples and of values.
-fn check_shape(shape: &[i64], signature: &TensorSignature, limits: &RequestLimits) -> Result<(usize, usize), Refused> {
-    let name = &signature.name;
-    let shown: Vec<i64> = shape.iter().copied().take(16).collect();
-    let expected = wire_dims(signature);
-    if shape.len() != signature.dims.len() {
-        let (wanted, came) = (signature.dims.len(), shape.len());
-        return Err(Refused(format!(
-            "input {name:?}: expected {wanted} dimensions, {expected:?}, but {came} came: {shown:?}"
-        )));
-    }
-    let batch = shape.first().copied().unwrap_or(0);
-    if shape.iter().skip(1).ne(expected.iter().skip(1)) {
-        return Err(Refused(format!("input {name:?}: expected the shape {expected:?}, but {shown:?} came")));
-    }
-    let max_batch = limits.max_batch;
-    let rows = usize::try_from(batch).ok().filter(|rows| (1..=max_batch).contains(rows)).ok_or_else(|| {
-        Refused(format!(
-            "input {name:?}: expected a batch of 1 to {max_batch} samples, but {batch} came (shape {shown:?})"
-        ))
-    })?;
-    let elements = rows.checked_mul(signature.sample_len()).filter(|&elements| elements <= limits.max_elements);
-    let elements = elements.ok_or_else(|| {
-        Refused(format!(
-            "input {name:?}: expected at most {} values, but the shape {shown:?} has more",
-            limits.max_elements
-        ))
-    })?;
-    Ok((rows, elements))
-}
-
-fn raw_values(raw: &[u8], elements: usize) -> Result<Vec<f32>, String> {
-    let expected = elements.saturating_mul(size_of::<f32>());
-    if raw.len() != expected {
+    if contents != InferTensorContents::default() {
         return Err(format!(
-            "expected {expected} bytes of raw data ({elements} values of 4 bytes), but {} came",
-            raw.len()
+            "expected its values in {field} ({}), but another field of contents has some",
+            element.name()
         ));
     }
-    Ok(raw.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect())
+    Ok((bytes, field))
 }
 
-fn typed_values(contents: &InferTensorContents, elements: usize) -> Result<Vec<f32>, String> {
-    let values = &contents.fp32_contents;
-    if !is_empty(&InferTensorContents { fp32_contents: Vec::new(), ..contents.clone() }) {
-        return Err(format!(
-            "expected its values in fp32_contents ({DATATYPE}), but another field of contents has some"
-        ));
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::super::test_fixtures::fuzz_cases;
+    use super::*;
+
+    #[test]
+    fn small_integers_are_taken_from_their_field_and_checked() {
+        let contents = InferTensorContents { int_contents: vec![-128, 127], ..InferTensorContents::default() };
+        let (bytes, field) = values(contents.clone(), ElementType::Int8).unwrap();
+        assert_eq!((&bytes[..], field), (&[0x80, 0x7f][..], "int_contents"));
+        let error = values(contents, ElementType::Uint8).unwrap_err();
+        assert!(error.contains("another field"), "{error}");
+        let large = InferTensorContents { int_contents: vec![300], ..InferTensorContents::default() };
+        assert!(values(large, ElementType::Int8).unwrap_err().contains("300"));
+        let half = InferTensorContents { fp32_contents: vec![1.0], ..InferTensorContents::default() };
+        assert!(values(half, ElementType::Fp16).unwrap_err().contains("raw_input_contents"));
     }
-    if values.len() != elements {
-        return Err(format!("expected {elements} values in fp32_contents, but {} came", values.len()));
+
+    #[test]
+    fn parameters_of_another_type_and_shared_memory_are_refused() {
+        let with = |name: &str, choice| ModelInferRequest {
+            parameters: BTreeMap::from([(name.to_owned(), InferParameter { parameter_choice: Some(choice) })]),
+            ..ModelInferRequest::default()
+        };
+        assert_eq!(
+            request(with("timeout", ParameterChoice::Int64Param(5))).unwrap().timeout,
+            Some(Duration::from_micros(5))
+        );
+        assert_eq!(request(with("priority", ParameterChoice::Uint64Param(2))).unwrap().priority, 2);
+        for choice in [ParameterChoice::Int64Param(-1), ParameterChoice::StringParam("1".to_owned())] {
+            assert!(request(with("timeout", choice)).unwrap_err().to_string().contains("timeout"));
+        }
+        let region = InferParameter { parameter_choice: Some(ParameterChoice::StringParam("r".to_owned())) };
+        let tensor = InferInputTensor {
+            parameters: BTreeMap::from([("shared_memory_region".to_owned(), region)]),
+            ..InferInputTensor::default()
+        };
+        let message = ModelInferRequest { inputs: vec![tensor], ..ModelInferRequest::default() };
+        assert!(request(message).unwrap_err().to_string().contains("shared memory"));
     }
-    Ok(values.clone())
-}
 
-fn is_empty(contents: &InferTensorContents) -> bool {
-    *contents == InferTensorContents::default()
-}
-
-/// A name from a request, cut to a length that fits a message.
-fn shorten(name: &str) -> String {
-    name.chars().take(80).collect()
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(fuzz_cases(2000)))]
+        #[test]
+        fn no_message_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(message) = ModelInferRequest::decode(&bytes[..]) {
+                let _ = request(message);
+            }
+        }
+    }
 }

@@ -113,7 +113,7 @@ fn plan(proto: &pb::ModelProto, input: &TensorSignature, batch: Option<usize>) -
 }
 
 /// A package is self-contained: whatever a file names, tract opens none.
-struct NoExternalData;
+pub(super) struct NoExternalData;
 
 impl ModelDataResolver for NoExternalData {
     fn read_bytes_from_path(&self, _: &mut Vec<u8>, path: &Path, _: usize, _: Option<usize>) -> TractResult<()> {
@@ -122,7 +122,7 @@ impl ModelDataResolver for NoExternalData {
 }
 
 /// tract 0.23 reaches `unimplemented!` and failed assertions on odd models; a node must outlive them.
-fn caught<T>(action: &'static str, work: impl FnOnce() -> TractResult<T>) -> Result<T, EngineError> {
+pub(super) fn caught<T>(action: &'static str, work: impl FnOnce() -> TractResult<T>) -> Result<T, EngineError> {
     let problem = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => format!("{error:#}"),

@@ -1,60 +1,67 @@
-//! The bounded executor of inference: a few threads, a short queue, and an answer at once when it is full.
-//! What runs is the caller's; training has a pool of its own, at lower priority.
+//! The bounded executor of one model: a short queue, a few threads, requests put together, an answer at once when full.
+//! Quick models run on the caller's thread. What a request holds is checked before; training has a pool of its own.
 
 use std::any::Any;
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-/// Runs blocking work on threads of its own. Dropping it lets running work finish and drops what waits.
-#[derive(Debug)]
-pub struct Executor {
-    shared: Arc<Shared>,
+use super::EngineError;
+use super::batching::{self, BatchingOptions};
+use super::queue::{Job, State};
+use super::request::{Batch, Inputs, TensorData};
+use super::serving::Serving;
+use super::statistics::Stages;
+
+/// How one model's requests are run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExecutorOptions {
+    /// Runs at a time, at least 1.
+    pub threads: usize,
+    /// Requests that may wait; more are answered `RESOURCE_EXHAUSTED` at once.
+    pub max_waiting: usize,
+    /// How requests are put together.
+    pub batching: BatchingOptions,
+    /// Longest time in the queue where a request names none.
+    pub default_timeout: Option<Duration>,
+    /// Levels of priority, of which 1 is the most urgent; 0: all requests are alike.
+    pub priority_levels: u32,
+    /// The level of requests that name none.
+    pub default_priority: u32,
+    /// Requests that will take no longer than this run where they arrive, without a queue, while a place is free.
+    pub inline: Duration,
 }
 
-#[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
-    work: Condvar,
-    max_waiting: usize,
-}
-
-#[derive(Default)]
-struct State {
-    waiting: VecDeque<Job>,
-    /// Threads that have nothing to do: a job for one of them does not wait.
-    idle: usize,
-    stopped: bool,
-}
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("waiting", &self.waiting.len()).field("idle", &self.idle).finish_non_exhaustive()
+impl Default for ExecutorOptions {
+    /// As many threads as the machine has cores; 256 may wait, for any time; 150 µs are not worth another thread.
+    fn default() -> ExecutorOptions {
+        ExecutorOptions {
+            threads: thread::available_parallelism().map_or(1, usize::from),
+            max_waiting: 256,
+            batching: BatchingOptions::default(),
+            default_timeout: None,
+            priority_levels: 0,
+            default_priority: 1,
+            inline: Duration::from_micros(150),
+        }
     }
 }
 
-/// Work that knows its asker.
-struct Job {
-    /// Does the work and answers, unless nobody waits for the answer any more.
-    run: Box<dyn FnOnce() + Send>,
-    /// Set when the asker goes.
-    abandoned: Arc<AtomicBool>,
+/// An answered request.
+#[derive(Debug)]
+pub struct Done {
+    /// One tensor an output, in the model's order.
+    pub outputs: Vec<TensorData>,
+    /// What came in, given back.
+    pub inputs: Inputs,
+    /// Where the time went.
+    pub stages: Stages,
 }
 
-/// Lives in the asker's future; dropping it abandons the job.
-struct Asker(Arc<AtomicBool>);
-
-impl Drop for Asker {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Why work gave no result.
+/// Why a request was not run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExecutorError {
@@ -64,6 +71,15 @@ pub enum ExecutorError {
         /// Work that waits at this moment.
         waiting: usize,
     },
+    /// It waited longer than it may.
+    #[error("the request waited longer than its {timeout_us} µs; give it more time, or try another node")]
+    TimedOut {
+        /// The longest wait.
+        timeout_us: u64,
+    },
+    /// The engine refused it.
+    #[error("{0}")]
+    Engine(String),
     /// The work panicked; the thread goes on.
     #[error("the work panicked: {message}")]
     Panicked {
@@ -71,53 +87,135 @@ pub enum ExecutorError {
         message: String,
     },
     /// The executor is going away.
-    #[error("the node is shutting down")]
+    #[error("the model is being unloaded")]
     Stopped,
 }
 
+type Run = dyn Fn(&Serving, &Inputs) -> Result<Vec<TensorData>, EngineError> + Send + Sync;
+
+/// Runs one model's requests. Dropping it lets running work finish and drops what waits.
+pub struct Executor {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    options: ExecutorOptions,
+    run: Box<Run>,
+}
+
+/// A thread that has had nothing to do for so long ends.
+const IDLE: Duration = Duration::from_secs(10);
+
+impl std::fmt::Debug for Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executor").field("options", &self.shared.options).field("waiting", &self.waiting()).finish()
+    }
+}
+
 impl Executor {
-    /// Starts `threads` threads (at least 1) behind a queue of at most `max_waiting`; an error where the system
-    /// refuses a thread.
-    pub fn new(threads: usize, max_waiting: usize) -> std::io::Result<Executor> {
-        let shared = Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), max_waiting });
-        let executor = Executor { shared: Arc::clone(&shared) };
-        for index in 0..threads.max(1) {
-            let shared = Arc::clone(&shared);
-            thread::Builder::new().name(format!("fedge-infer-{index}")).spawn(move || shared.serve())?;
-        }
-        Ok(executor)
+    /// An executor without a thread: they start when they are needed.
+    pub fn new(options: ExecutorOptions) -> Executor {
+        Executor::running(options, Box::new(Serving::infer))
     }
 
-    /// Runs blocking work and waits for its result. Work whose future was dropped while it waited never runs.
-    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ExecutorError> {
-        let (answer, result) = oneshot::channel();
-        let asker = Asker(Arc::default());
-        let run = Box::new(move || {
-            let outcome = catch_unwind(AssertUnwindSafe(work))
-                .map_err(|panic| ExecutorError::Panicked { message: panic_message(&*panic) });
-            // The asker may have gone meanwhile.
-            let _ = answer.send(outcome);
-        });
-        self.push(Job { run, abandoned: Arc::clone(&asker.0) })?;
-        result.await.unwrap_or(Err(ExecutorError::Stopped))
+    fn running(options: ExecutorOptions, run: Box<Run>) -> Executor {
+        let options = ExecutorOptions { threads: options.threads.max(1), ..options };
+        Executor { shared: Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), options, run }) }
     }
 
-    /// How much work waits for a thread.
+    /// Its options.
+    pub fn options(&self) -> &ExecutorOptions {
+        &self.shared.options
+    }
+
+    /// Requests that wait for a thread.
     pub fn waiting(&self) -> usize {
-        self.shared.lock().waiting.len()
+        self.shared.lock().waiting()
     }
 
-    fn push(&self, job: Job) -> Result<(), ExecutorError> {
+    /// Runs a request and waits for its answer. One whose future was dropped while it waited never runs.
+    ///
+    /// # Errors
+    /// [`ExecutorError`].
+    pub async fn run(
+        &self,
+        serving: &Arc<Serving>,
+        batch: Batch,
+        timeout: Option<Duration>,
+        priority: u64,
+    ) -> Result<Done, ExecutorError> {
+        let shared = &self.shared;
+        if serving.expected(batch.rows).is_some_and(|time| time <= shared.options.inline)
+            && shared.lock().enter(shared.options.threads)
+        {
+            let place = Place(shared);
+            let done = shared.run_one(serving, batch.inputs, batch.rows, Duration::ZERO);
+            drop(place);
+            return done;
+        }
+        let timeout = timeout.or(shared.options.default_timeout);
+        let now = Instant::now();
+        let (answer, mut result) = oneshot::channel();
+        let job = Job {
+            serving: Arc::clone(serving),
+            inputs: batch.inputs,
+            rows: batch.rows,
+            answer,
+            since: now,
+            deadline: timeout.and_then(|timeout| now.checked_add(timeout)),
+        };
+        self.push(job, priority)?;
+        let Some(timeout) = timeout else { return result.await.unwrap_or(Err(ExecutorError::Stopped)) };
+        let expired = |_| match shared.lock().stopped {
+            true => Err(ExecutorError::Stopped),
+            false => {
+                Err(ExecutorError::TimedOut { timeout_us: u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX) })
+            }
+        };
+        match tokio::time::timeout(timeout, &mut result).await {
+            Ok(done) => done.unwrap_or_else(expired),
+            Err(_) => {
+                // It waits no longer, so that its channel is closed; a run that has begun is waited for.
+                shared.lock().remove_expired(Instant::now());
+                result.await.unwrap_or_else(expired)
+            }
+        }
+    }
+
+    fn push(&self, job: Job, priority: u64) -> Result<(), ExecutorError> {
+        let options = &self.shared.options;
         let mut state = self.shared.lock();
-        if state.waiting.len() >= self.shared.max_waiting + state.idle {
-            state.waiting.retain(|job| !job.abandoned.load(Ordering::Relaxed));
+        let limit = options.max_waiting + state.idle;
+        if state.waiting() >= limit {
+            state.remove_expired(job.since);
+            state.remove_abandoned();
         }
-        let waiting = state.waiting.len();
-        if waiting >= self.shared.max_waiting + state.idle {
-            return Err(ExecutorError::Overloaded { waiting });
+        if state.waiting() >= limit {
+            return Err(ExecutorError::Overloaded { waiting: state.waiting() });
         }
-        state.waiting.push_back(job);
+        let level = match u32::try_from(priority).unwrap_or(u32::MAX) {
+            _ if options.priority_levels == 0 => 0,
+            0 => options.default_priority,
+            level => level.min(options.priority_levels),
+        };
+        state.push(job, level);
+        let start = state.idle < state.waiting() && state.threads < options.threads;
+        state.threads += usize::from(start);
         drop(state);
+        if start {
+            let shared = Arc::clone(&self.shared);
+            let started = thread::Builder::new().name("fedge-infer".to_owned()).spawn(move || shared.serve());
+            if let Err(error) = started {
+                tracing::error!(%error, "no thread for inference");
+                let mut state = self.shared.lock();
+                state.threads -= 1;
+                if state.threads == 0 {
+                    state.clear();
+                }
+            }
+        }
         self.shared.work.notify_one();
         Ok(())
     }
@@ -127,10 +225,19 @@ impl Drop for Executor {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.stopped = true;
-        let dropped = std::mem::take(&mut state.waiting);
+        let dropped = state.clear();
         drop(state);
         drop(dropped);
         self.shared.work.notify_all();
+    }
+}
+
+/// A run's place among those that go on at a time.
+struct Place<'a>(&'a Shared);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.lock().running -= 1;
     }
 }
 
@@ -141,27 +248,94 @@ impl Shared {
     }
 
     fn serve(&self) {
-        while let Some(job) = self.next() {
-            if !job.abandoned.load(Ordering::Relaxed) {
-                (job.run)();
-            }
+        while let Some(jobs) = self.next() {
+            let place = Place(self);
+            self.run_jobs(jobs);
+            drop(place);
         }
     }
 
-    fn next(&self) -> Option<Job> {
+    /// The next jobs that run together; none where the thread should end.
+    fn next(&self) -> Option<Vec<Job>> {
         let mut state = self.lock();
         state.idle += 1;
-        let job = loop {
+        let jobs = loop {
             if state.stopped {
                 break None;
             }
-            if let Some(job) = state.waiting.pop_front() {
-                break Some(job);
+            let now = Instant::now();
+            match batching::next(&mut state, &self.options.batching, now) {
+                batching::Next::Run(jobs) => break Some(jobs),
+                batching::Next::Wait(until) => {
+                    state = self.work.wait_timeout(state, until).unwrap_or_else(PoisonError::into_inner).0;
+                }
+                batching::Next::Nothing => {
+                    let (next, waited) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+                    state = next;
+                    if waited.timed_out() && state.waiting() == 0 {
+                        break None;
+                    }
+                }
             }
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
         state.idle -= 1;
-        job
+        match jobs {
+            Some(_) => state.running += 1,
+            None => state.threads -= 1,
+        }
+        jobs
+    }
+
+    fn run_jobs(&self, mut jobs: Vec<Job>) {
+        let started = Instant::now();
+        if jobs.len() > 1
+            && let Some(merged) = batching::merge(&jobs)
+        {
+            let rows = jobs.iter().map(|job| job.rows).sum();
+            let input = started.elapsed();
+            let serving = Arc::clone(&jobs[0].serving);
+            if let Ok((outputs, infer)) = self.timed(&serving, &merged, rows)
+                && let Some(parts) = batching::split(&outputs, jobs.iter().map(|job| job.rows))
+            {
+                let output = started.elapsed().saturating_sub(input + infer);
+                let stages = Stages { queue: Duration::ZERO, input, infer, output };
+                serving.statistics().ran(rows, &stages);
+                for (job, outputs) in jobs.into_iter().zip(parts) {
+                    let stages = Stages { queue: started.saturating_duration_since(job.since), ..stages };
+                    // The asker may have gone meanwhile.
+                    let _ = job.answer.send(Ok(Done { outputs, inputs: job.inputs, stages }));
+                }
+                return;
+            }
+            // One of them may be the reason: each runs alone.
+        }
+        for job in jobs.drain(..) {
+            let queue = Instant::now().saturating_duration_since(job.since);
+            let done = self.run_one(&job.serving, job.inputs, job.rows, queue);
+            let _ = job.answer.send(done);
+        }
+    }
+
+    fn run_one(&self, serving: &Serving, inputs: Inputs, rows: usize, queue: Duration) -> Result<Done, ExecutorError> {
+        let (outputs, infer) = self.timed(serving, &inputs, rows)?;
+        let stages = Stages { queue, infer, ..Stages::default() };
+        serving.statistics().ran(rows, &stages);
+        Ok(Done { outputs, inputs, stages })
+    }
+
+    fn timed(
+        &self,
+        serving: &Serving,
+        inputs: &Inputs,
+        rows: usize,
+    ) -> Result<(Vec<TensorData>, Duration), ExecutorError> {
+        let started = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| (self.run)(serving, inputs)))
+            .map_err(|panic| ExecutorError::Panicked { message: panic_message(&*panic) })?;
+        let outputs = outcome.map_err(|error| ExecutorError::Engine(error.to_string()))?;
+        let took = started.elapsed();
+        serving.took(rows, took);
+        Ok((outputs, took))
     }
 }
 
@@ -172,81 +346,5 @@ pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::sync::mpsc;
-    use std::time::Duration;
-
-    use super::*;
-
-    /// Occupies the executor's only thread until the sender is dropped.
-    async fn occupy(executor: &Arc<Executor>) -> mpsc::Sender<()> {
-        let (release, released) = mpsc::channel::<()>();
-        let (started, running) = oneshot::channel();
-        let executor = Arc::clone(executor);
-        tokio::spawn(async move {
-            executor
-                .run(move || {
-                    started.send(()).unwrap();
-                    let _ = released.recv();
-                })
-                .await
-        });
-        running.await.unwrap();
-        release
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_answers_overloaded_at_once_and_recovers() {
-        let executor = Arc::new(Executor::new(1, 2).unwrap());
-        let release = occupy(&executor).await;
-        let waiting: Vec<_> = (0..2)
-            .map(|index| {
-                let executor = Arc::clone(&executor);
-                tokio::spawn(async move { executor.run(move || index).await })
-            })
-            .collect();
-        while executor.waiting() < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        assert_eq!(executor.run(|| 0).await, Err(ExecutorError::Overloaded { waiting: 2 }));
-        drop(release);
-        for (index, task) in waiting.into_iter().enumerate() {
-            assert_eq!(task.await.unwrap(), Ok(index));
-        }
-        assert_eq!(executor.run(|| 7).await, Ok(7));
-    }
-
-    #[tokio::test]
-    async fn a_panic_is_an_error_and_the_thread_survives() {
-        let executor = Executor::new(1, 1).unwrap();
-        let result: Result<(), _> = executor.run(|| panic!("tract gave up")).await;
-        assert_eq!(result, Err(ExecutorError::Panicked { message: "tract gave up".to_owned() }));
-        assert_eq!(executor.run(|| 1).await, Ok(1));
-    }
-
-    #[tokio::test]
-    async fn work_that_nobody_waits_for_never_runs_and_takes_no_place() {
-        static RUNS: AtomicUsize = AtomicUsize::new(0);
-        let executor = Arc::new(Executor::new(1, 1).unwrap());
-        let release = occupy(&executor).await;
-        let cancelled = tokio::spawn({
-            let executor = Arc::clone(&executor);
-            async move { executor.run(|| RUNS.fetch_add(1, Ordering::SeqCst)).await }
-        });
-        while executor.waiting() < 1 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        cancelled.abort();
-        assert!(cancelled.await.unwrap_err().is_cancelled());
-        let next = tokio::spawn({
-            let executor = Arc::clone(&executor);
-            async move { executor.run(|| 1).await }
-        });
-        tokio::task::yield_now().await;
-        drop(release);
-        assert_eq!(next.await.unwrap(), Ok(1));
-        assert_eq!(RUNS.load(Ordering::SeqCst), 0);
-    }
-}
+#[path = "executor_tests.rs"]
+mod tests;

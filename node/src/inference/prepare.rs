@@ -2,12 +2,13 @@
 //! Swapping it in is `repository`'s; all of this blocks, so it runs beside the requests.
 
 use fedge_models::quantize::{self, quantize};
-use fedge_models::{Package, TensorSignature};
+use fedge_models::{Manifest, Model, Package, TensorSignature};
 use ndarray::{ArrayViewD, IxDyn};
 
 use super::check::LocalCheck;
 use super::engine::{Engine, EngineError};
-use super::serving::{self, Precision, Serving};
+use super::serving::{self, Pace, Precision, Runner, Serving};
+use super::statistics::Statistics;
 use crate::samples::Sample;
 
 /// How a version is prepared.
@@ -83,29 +84,35 @@ pub fn prepare(
     manifest.preprocessing.apply(&mut calibration, &input.sample_shape());
     let float = Engine::load(model.bytes(), &input, &output).map_err(failed)?;
     warm_up(&float, &calibration, &input, options).map_err(failed)?;
+    let int8 = int8(&model, &calibration, options);
+    let check = match &int8 {
+        Ok(int8) => compare(&manifest, &model, (&float, int8), labelled).map_err(failed)?,
+        Err(_) => None,
+    };
 
     let mut serving = Serving {
         manifest,
         precision: Precision::Float,
         float_reason: None,
-        check: None,
-        input,
-        output,
-        engine: float,
+        check,
+        inputs: vec![input],
+        outputs: vec![output],
+        batched: true,
+        runner: Runner::Floats(float),
+        pace: Pace::default(),
+        statistics: Statistics::default(),
     };
-    match int8(&model, &calibration, &serving, options) {
+    match int8 {
         Err(reason) => serving.float_reason = Some(reason),
-        Ok(engine) => {
-            serving.check = compare(&serving, &engine, labelled).map_err(failed)?;
-            match serving.check.filter(|check| check.int8_is_worse(options.int8_tolerance)) {
-                Some(check) => serving.float_reason = Some(too_inaccurate(&check, options.int8_tolerance)),
-                None => {
-                    serving.engine = engine;
-                    serving.precision = Precision::Int8;
-                }
+        Ok(engine) => match serving.check.filter(|check| check.int8_is_worse(options.int8_tolerance)) {
+            Some(check) => serving.float_reason = Some(too_inaccurate(&check, options.int8_tolerance)),
+            None => {
+                serving.runner = Runner::Floats(engine);
+                serving.precision = Precision::Int8;
             }
-        }
+        },
     }
+    let serving = serving.timed();
     let manifest = &serving.manifest;
     tracing::info!(
         model = %manifest.name, version = manifest.number, precision = %serving.precision,
@@ -115,23 +122,18 @@ pub fn prepare(
 }
 
 /// The quantized model, loaded and warm; or why there is none.
-fn int8(
-    model: &fedge_models::Model,
-    calibration: &[f32],
-    float: &Serving,
-    options: &PrepareOptions,
-) -> Result<Engine, String> {
+fn int8(model: &Model, calibration: &[f32], options: &PrepareOptions) -> Result<Engine, String> {
+    let (input, output) = (model.input(), model.output());
     if calibration.is_empty() {
         return Err("no calibration samples yet".to_owned());
     }
-    let mut shape = float.input.sample_shape();
-    shape.insert(0, calibration.len() / float.input.sample_len().max(1));
+    let mut shape = input.sample_shape();
+    shape.insert(0, calibration.len() / input.sample_len().max(1));
     let samples = ArrayViewD::from_shape(IxDyn(&shape), calibration).map_err(|error| error.to_string())?;
     let quantized = quantize(model, samples, &options.quantize).map_err(|error| format!("not quantized: {error}"))?;
-    let engine = Engine::load(&quantized.bytes, &float.input, &float.output)
+    let engine = Engine::load(&quantized.bytes, input, output)
         .map_err(|error| format!("the int8 model does not load: {error}"))?;
-    warm_up(&engine, calibration, &float.input, options)
-        .map_err(|error| format!("the int8 model does not run: {error}"))?;
+    warm_up(&engine, calibration, input, options).map_err(|error| format!("the int8 model does not run: {error}"))?;
     Ok(engine)
 }
 
@@ -155,18 +157,24 @@ fn warm_up(
     Ok(())
 }
 
-fn compare(float: &Serving, int8: &Engine, labelled: &[Sample]) -> Result<Option<LocalCheck>, EngineError> {
-    if labelled.is_empty() || float.output.dims.len() != 2 {
+fn compare(
+    manifest: &Manifest,
+    model: &Model,
+    (float, int8): (&Engine, &Engine),
+    labelled: &[Sample],
+) -> Result<Option<LocalCheck>, EngineError> {
+    let (input, output) = (model.input(), model.output());
+    if labelled.is_empty() || output.dims.len() != 2 {
         return Ok(None);
     }
     let labels: Vec<u32> = labelled.iter().map(|sample| sample.label).collect();
     let (mut of_float, mut of_int8) = (Vec::new(), Vec::new());
     for part in labelled.chunks(CHECK_BATCH) {
         let raw: Vec<f32> = part.iter().flat_map(|sample| sample.input.iter().copied()).collect();
-        of_float.extend(serving::run(&float.engine, &float.manifest, &float.input, &raw)?);
-        of_int8.extend(serving::run(int8, &float.manifest, &float.input, &raw)?);
+        of_float.extend(serving::run(float, manifest, input, &raw)?);
+        of_int8.extend(serving::run(int8, manifest, input, &raw)?);
     }
-    Ok(Some(LocalCheck::compare(&of_float, &of_int8, &labels, float.output.sample_len())))
+    Ok(Some(LocalCheck::compare(&of_float, &of_int8, &labels, output.sample_len())))
 }
 
 fn too_inaccurate(check: &LocalCheck, tolerance: f64) -> String {

@@ -1,24 +1,36 @@
-//! Which version of each model is served: lookups without a lock that is held, swaps that no request notices.
-//! Versions are made in `prepare`; when to swap is decided by the node's driver.
+//! Which versions of each model are served: lookups without a lock that is held, swaps that no request notices.
+//! Versions are made in `prepare`; when to swap is decided by the node's driver, or by the folder of a standalone node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
+use fedge_proto::identity::{Role, SpiffeId};
+use tokio::sync::watch;
 
 use super::Serving;
+use super::executor::{Executor, ExecutorOptions};
+use super::request::shorten;
 
-/// The models that a node serves, one version of each at a time.
-#[derive(Debug, Default)]
+/// The models that a node serves, one or more versions of each.
+#[derive(Debug)]
 pub struct ModelRepository {
     slots: RwLock<BTreeMap<String, Arc<Slot>>>,
+    options: ExecutorOptions,
+    changed: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
-struct Slot {
-    current: ArcSwapOption<Serving>,
+/// One model: its versions and what runs them.
+#[derive(Debug)]
+pub struct Slot {
+    /// Ascending; empty while none is ready.
+    versions: ArcSwap<Vec<Arc<Serving>>>,
+    executor: Executor,
+    /// Names of the clients that may ask it; `None`: all.
+    clients: Option<BTreeSet<String>>,
     swaps: AtomicU64,
+    problems: Mutex<BTreeMap<u64, String>>,
 }
 
 /// A model or version that is not served.
@@ -45,22 +57,46 @@ pub enum LookupError {
         /// The version that was asked for.
         version: String,
     },
-    /// Another version is served.
-    #[error("version {version} of model {name:?} is not served; version {served} is")]
+    /// Other versions are served.
+    #[error("version {version} of model {name:?} is not served; version {} is", list_numbers(served))]
     UnknownVersion {
         /// The model's name.
         name: String,
         /// The version that was asked for.
         version: String,
-        /// The version that is served.
-        served: u64,
+        /// The versions that are served.
+        served: Vec<u64>,
     },
+}
+
+/// A version in the repository's index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexEntry {
+    /// The model.
+    pub name: String,
+    /// The version; `None` where none was loaded.
+    pub version: Option<u64>,
+    /// Whether it is served.
+    pub ready: bool,
+    /// Why it is not.
+    pub reason: String,
+}
+
+impl Default for ModelRepository {
+    fn default() -> ModelRepository {
+        ModelRepository::new()
+    }
 }
 
 impl ModelRepository {
     /// A repository that knows no model.
     pub fn new() -> ModelRepository {
-        ModelRepository::default()
+        ModelRepository::with_options(ExecutorOptions::default())
+    }
+
+    /// As [`ModelRepository::new`]; models run with these options unless they have others.
+    pub fn with_options(options: ExecutorOptions) -> ModelRepository {
+        ModelRepository { slots: RwLock::default(), options, changed: watch::Sender::new(0) }
     }
 
     /// Makes a model known before its first version is ready: until then the server as a whole is not ready.
@@ -68,38 +104,100 @@ impl ModelRepository {
         self.slot_or_new(name);
     }
 
-    /// Serves this version from now on and gives the one before it. Requests that run finish on the old one.
-    pub fn swap(&self, serving: Serving) -> Option<Arc<Serving>> {
-        let slot = self.slot_or_new(&serving.manifest().name);
-        let previous = slot.current.swap(Some(Arc::new(serving)));
-        slot.swaps.fetch_add(1, Ordering::Relaxed);
-        previous
+    /// Makes a model known with options of its own, and the clients that may ask it (`None`: all). A known one gets them
+    /// together with a new queue; requests in the old one are still answered.
+    pub fn configure(&self, name: &str, options: ExecutorOptions, clients: Option<BTreeSet<String>>) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let versions = match slots.get(name) {
+            Some(slot) if *slot.executor.options() == options && slot.clients == clients => return,
+            Some(slot) => slot.versions.load_full(),
+            None => Arc::default(),
+        };
+        slots.insert(name.to_owned(), Arc::new(Slot { clients, ..Slot::new(options, versions) }));
     }
 
-    /// Stops serving a model and forgets it.
+    /// Serves this version alone from now on and gives the newest one before it. Requests that run finish on the old one.
+    pub fn swap(&self, serving: Serving) -> Option<Arc<Serving>> {
+        let name = serving.manifest().name.clone();
+        self.serve_all(&name, vec![Arc::new(serving)]).pop()
+    }
+
+    /// Serves these versions of a model, and gives those before. Requests that run finish on them.
+    pub fn serve_all(&self, name: &str, mut versions: Vec<Arc<Serving>>) -> Vec<Arc<Serving>> {
+        versions.sort_by_key(|version| version.manifest().number);
+        let slot = self.slot_or_new(name);
+        {
+            let mut problems = slot.problems.lock().unwrap_or_else(PoisonError::into_inner);
+            versions.iter().for_each(|version| drop(problems.remove(&version.manifest().number)));
+        }
+        let previous = slot.versions.swap(Arc::new(versions));
+        slot.swaps.fetch_add(1, Ordering::Relaxed);
+        self.changed.send_modify(|count| *count += 1);
+        previous.as_ref().clone()
+    }
+
+    /// A version could not be loaded, for this reason.
+    pub fn note_problem(&self, name: &str, version: u64, reason: String) {
+        let slot = self.slot_or_new(name);
+        slot.problems.lock().unwrap_or_else(PoisonError::into_inner).insert(version, reason);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Stops serving a model and forgets it. Gives its newest version.
     pub fn remove(&self, name: &str) -> Option<Arc<Serving>> {
         let slot = self.slots.write().unwrap_or_else(PoisonError::into_inner).remove(name)?;
-        slot.current.swap(None)
+        self.changed.send_modify(|count| *count += 1);
+        slot.versions.swap(Arc::default()).last().cloned()
     }
 
-    /// The served version of a model. `version` is empty for the current one, or its number.
+    /// The served version of a model. `version` is empty for the highest one, or its number.
     pub fn get(&self, name: &str, version: &str) -> Result<Arc<Serving>, LookupError> {
+        self.find(name, version).map(|(_, serving)| serving)
+    }
+
+    /// As [`ModelRepository::get`], with the slot whose executor runs it.
+    pub(super) fn find(&self, name: &str, version: &str) -> Result<(Arc<Slot>, Arc<Serving>), LookupError> {
         if !version.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(LookupError::NotANumber { version: shorten(version) });
         }
         let slot =
             self.slot(name).ok_or_else(|| LookupError::UnknownModel { name: shorten(name), known: self.names() })?;
-        let serving = slot.current.load_full().ok_or_else(|| LookupError::NotReady { name: name.to_owned() })?;
-        let served = serving.manifest().number;
-        if version.is_empty() || version.parse() == Ok(served) {
-            return Ok(serving);
+        let versions = slot.versions.load();
+        let newest = versions.last().ok_or_else(|| LookupError::NotReady { name: name.to_owned() })?;
+        let serving = match version {
+            "" => Some(newest),
+            digits => {
+                digits.parse().ok().and_then(|number: u64| versions.iter().find(|v| v.manifest().number == number))
+            }
+        };
+        match serving.cloned() {
+            Some(serving) => Ok((slot, serving)),
+            None => Err(LookupError::UnknownVersion {
+                name: name.to_owned(),
+                version: shorten(version),
+                served: versions.iter().map(|version| version.manifest().number).collect(),
+            }),
         }
-        Err(LookupError::UnknownVersion { name: name.to_owned(), version: shorten(version), served })
     }
 
-    /// The served version of a model, if there is one.
+    /// The highest served version of a model, if there is one.
     pub fn current(&self, name: &str) -> Option<Arc<Serving>> {
-        self.slot(name)?.current.load_full()
+        self.slot(name)?.versions.load().last().cloned()
+    }
+
+    /// All served versions of a model, ascending.
+    pub fn versions(&self, name: &str) -> Vec<Arc<Serving>> {
+        self.slot(name).map(|slot| slot.versions.load().as_ref().clone()).unwrap_or_default()
+    }
+
+    /// Requests of a model that wait for a thread.
+    pub fn waiting(&self, name: &str) -> usize {
+        self.slot(name).map_or(0, |slot| slot.executor.waiting())
+    }
+
+    /// How a model's requests are run.
+    pub fn executor_options(&self, name: &str) -> Option<ExecutorOptions> {
+        self.slot(name).map(|slot| slot.executor.options().clone())
     }
 
     /// All known models, sorted.
@@ -107,7 +205,7 @@ impl ModelRepository {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
-    /// How many versions of a model were swapped in so far; 0 where it is unknown.
+    /// How many times versions of a model were swapped in so far; 0 where it is unknown.
     pub fn versions_served(&self, name: &str) -> u64 {
         self.slot(name).map_or(0, |slot| slot.swaps.load(Ordering::Relaxed))
     }
@@ -115,7 +213,34 @@ impl ModelRepository {
     /// Whether there is a model, and every known model has a ready version.
     pub fn ready(&self) -> bool {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        !slots.is_empty() && slots.values().all(|slot| slot.current.load().is_some())
+        !slots.is_empty() && slots.values().all(|slot| !slot.versions.load().is_empty())
+    }
+
+    /// Every version that is served or could not be, by name and number.
+    pub fn index(&self) -> Vec<IndexEntry> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut index = Vec::new();
+        for (name, slot) in slots {
+            let mut versions: BTreeMap<u64, (bool, String)> = BTreeMap::new();
+            for (number, reason) in slot.problems.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                versions.insert(*number, (false, reason.clone()));
+            }
+            for version in slot.versions.load().iter() {
+                // A version whose newer files failed to load is still there, with the reason.
+                versions.entry(version.manifest().number).or_default().0 = true;
+            }
+            let entry = |version, ready, reason| IndexEntry { name: name.clone(), version, ready, reason };
+            if versions.is_empty() {
+                index.push(entry(None, false, String::new()));
+            }
+            index.extend(versions.into_iter().map(|(number, (ready, reason))| entry(Some(number), ready, reason)));
+        }
+        index
+    }
+
+    /// Counts changes of what is served, for those that wait for one.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     fn slot(&self, name: &str) -> Option<Arc<Slot>> {
@@ -124,7 +249,34 @@ impl ModelRepository {
 
     fn slot_or_new(&self, name: &str) -> Arc<Slot> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(slots.entry(name.to_owned()).or_default())
+        let new = || Arc::new(Slot::new(self.options.clone(), Arc::default()));
+        Arc::clone(slots.entry(name.to_owned()).or_insert_with(new))
+    }
+}
+
+impl Slot {
+    fn new(options: ExecutorOptions, versions: Arc<Vec<Arc<Serving>>>) -> Slot {
+        Slot {
+            versions: ArcSwap::new(versions),
+            executor: Executor::new(options),
+            clients: None,
+            swaps: AtomicU64::default(),
+            problems: Mutex::default(),
+        }
+    }
+
+    /// Whether this caller may ask the model. Operators always may; callers without an identity only reach ports that
+    /// serve everybody on the machine.
+    pub(super) fn admits(&self, caller: Option<&SpiffeId>) -> bool {
+        match (&self.clients, caller) {
+            (Some(clients), Some(caller)) if caller.role() == Role::Client => clients.contains(caller.id()),
+            _ => true,
+        }
+    }
+
+    /// What runs this model's requests.
+    pub(super) fn executor(&self) -> &Executor {
+        &self.executor
     }
 }
 
@@ -138,7 +290,6 @@ fn list(names: &[String]) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-/// A name from a request, cut to a length that fits a message.
-fn shorten(name: &str) -> String {
-    name.chars().take(80).collect()
+fn list_numbers(numbers: &[u64]) -> String {
+    numbers.iter().rev().take(20).map(u64::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -1,35 +1,29 @@
-//! The Open Inference Protocol: `inference.GRPCInferenceService`, its six calls and their error codes.
-//! Tensors are checked in `convert`, versions looked up in `repository`, work queued in `executor`.
+//! The Open Inference Protocol over gRPC: `inference.GRPCInferenceService`, its calls and their error codes.
+//! Answers are made in `answer`, messages in `convert` and `describe`, work queued in `executor`.
 
-use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::thread;
 
+use fedge_proto::identity::SpiffeId;
 use fedge_proto::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
-use fedge_proto::inference::infer_parameter::ParameterChoice;
-use fedge_proto::inference::model_metadata_response::TensorMetadata;
 use fedge_proto::inference::{
-    InferParameter, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
-    ModelReadyRequest, ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
-    ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+    ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
+    ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse,
+    ModelStreamInferResponse, RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
+    RepositoryModelLoadResponse, RepositoryModelUnloadRequest, RepositoryModelUnloadResponse, ServerLiveRequest,
+    ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
 };
-use tonic::{Request, Response, Status};
+use tokio_stream::{Stream, StreamExt};
+use tonic::codec::CompressionEncoding;
+use tonic::{Request, Response, Status, Streaming};
 
-use super::classification::classify;
-use super::convert::{self, OutputForm, Refused, RequestLimits};
-use super::executor::{Executor, ExecutorError};
+use super::answer::{InferError, Inference};
+use super::keep::KeepPolicy;
+use super::library::{Library, LibraryError};
 use super::repository::{LookupError, ModelRepository};
-use super::serving::{Answer, Serving};
-use crate::samples::{SampleId, SampleStore};
-
-/// Which inputs of answered requests are kept for a later label.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum KeepPolicy {
-    /// None: replies carry no `fedge_sample_id`.
-    Off,
-    /// Of requests with a single sample, each with this probability, 0 to 1.
-    Sampled(f64),
-}
+use super::request::{InferRequest, RequestLimits};
+use super::{convert, describe};
+use crate::samples::SampleStore;
 
 /// How the service works.
 #[derive(Clone, Debug)]
@@ -38,61 +32,73 @@ pub struct ServiceOptions {
     pub keep: KeepPolicy,
     /// How large a request may be.
     pub limits: RequestLimits,
-    /// Threads that run models, at least 1.
-    pub threads: usize,
-    /// Requests that may wait for a thread; more are answered `RESOURCE_EXHAUSTED` at once.
-    pub max_waiting: usize,
-    /// Largest request message, in bytes.
+    /// Largest request message, in bytes, once it is decompressed.
     pub max_message_bytes: usize,
 }
 
 impl Default for ServiceOptions {
-    /// All single samples are kept; as many threads as the machine has cores; 256 may wait; 16 MiB a message.
+    /// All single samples are kept; 16 MiB a message.
     fn default() -> ServiceOptions {
-        ServiceOptions {
-            keep: KeepPolicy::Sampled(1.0),
-            limits: RequestLimits::default(),
-            threads: thread::available_parallelism().map_or(1, usize::from),
-            max_waiting: 256,
-            max_message_bytes: 16 << 20,
-        }
+        ServiceOptions { keep: KeepPolicy::Sampled(1.0), limits: RequestLimits::default(), max_message_bytes: 16 << 20 }
     }
 }
 
 /// Answers the protocol for the models of a repository.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct InferenceService {
-    repository: Arc<ModelRepository>,
-    samples: SampleStore,
-    executor: Executor,
+    inference: Inference,
+    library: Option<Arc<Library>>,
     options: ServiceOptions,
 }
 
-/// The gRPC service, ready to be added to a server. An error where the system refuses its threads.
+/// The gRPC service for the models of a repository, ready to be added to a server.
 pub fn service(
     repository: Arc<ModelRepository>,
     samples: SampleStore,
     options: ServiceOptions,
-) -> std::io::Result<GrpcInferenceServiceServer<InferenceService>> {
-    let executor = Executor::new(options.threads, options.max_waiting)?;
-    let max_message_bytes = options.max_message_bytes;
-    let service = InferenceService { repository, samples, executor, options };
-    Ok(GrpcInferenceServiceServer::new(service).max_decoding_message_size(max_message_bytes))
+) -> GrpcInferenceServiceServer<InferenceService> {
+    let inference = Inference::new(repository, Some(samples), options.keep, options.limits);
+    InferenceService::new(inference, None, options).into_server()
 }
+
+impl InferenceService {
+    /// Answers by `inference`. With a library, models can be loaded and unloaded.
+    pub fn new(inference: Inference, library: Option<Arc<Library>>, options: ServiceOptions) -> InferenceService {
+        InferenceService { inference, library, options }
+    }
+
+    /// Ready to be added to a server; gzip and deflate in both directions.
+    pub fn into_server(self) -> GrpcInferenceServiceServer<InferenceService> {
+        let max_message_bytes = self.options.max_message_bytes;
+        let mut server = GrpcInferenceServiceServer::new(self).max_decoding_message_size(max_message_bytes);
+        for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Deflate] {
+            server = server.accept_compressed(encoding).send_compressed(encoding);
+        }
+        server
+    }
+
+    fn repository(&self) -> &ModelRepository {
+        self.inference.repository()
+    }
+}
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl GrpcInferenceService for InferenceService {
+    type ModelStreamInferStream = Replies<ModelStreamInferResponse>;
+
     async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
         Ok(Response::new(ServerLiveResponse { live: true }))
     }
 
     async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
-        Ok(Response::new(ServerReadyResponse { ready: self.repository.ready() }))
+        Ok(Response::new(ServerReadyResponse { ready: self.repository().ready() }))
     }
 
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
         let request = request.into_inner();
-        let ready = match self.repository.get(&request.name, &request.version) {
+        let ready = match self.repository().get(&request.name, &request.version) {
             Ok(_) => true,
             Err(error @ LookupError::NotANumber { .. }) => return Err(error.into()),
             Err(_) => false,
@@ -107,7 +113,7 @@ impl GrpcInferenceService for InferenceService {
         Ok(Response::new(ServerMetadataResponse {
             name: "fedge".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            extensions: vec!["classification".to_owned()],
+            extensions: describe::EXTENSIONS.map(str::to_owned).to_vec(),
         }))
     }
 
@@ -116,124 +122,156 @@ impl GrpcInferenceService for InferenceService {
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
         let request = request.into_inner();
-        let serving = self.repository.get(&request.name, &request.version)?;
-        let manifest = serving.manifest();
-        let tensor = |signature: &fedge_models::TensorSignature| TensorMetadata {
-            name: signature.name.clone(),
-            datatype: signature.element.name().to_owned(),
-            shape: convert::wire_dims(signature),
-        };
-        Ok(Response::new(ModelMetadataResponse {
-            name: manifest.name.clone(),
-            versions: vec![manifest.number.to_string()],
-            platform: "onnx_tract".to_owned(),
-            inputs: vec![tensor(serving.input())],
-            outputs: vec![tensor(serving.output())],
-            properties: BTreeMap::from([
-                ("fedge_model_digest".to_owned(), manifest.digest.to_string()),
-                ("fedge_precision".to_owned(), serving.precision().name().to_owned()),
-                // A JSON array, in the order of the output.
-                ("fedge_labels".to_owned(), serde_json::to_string(&manifest.labels).unwrap_or_default()),
-            ]),
-        }))
+        let serving = self.repository().get(&request.name, &request.version)?;
+        let versions = self.repository().versions(&request.name);
+        let numbers: Vec<u64> = versions.iter().map(|version| version.manifest().number).collect();
+        Ok(Response::new(describe::metadata(&serving, &numbers)))
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        let compressed = request.metadata().contains_key("grpc-encoding");
+        let caller = request.extensions().get::<SpiffeId>().cloned();
+        let mut response = Response::new(answer(&self.inference, request.into_inner(), caller).await?);
+        if !compressed {
+            // Many clients announce that they could read gzip; only those that send it are on a link where it pays.
+            response.disable_compression();
+        }
+        Ok(response)
+    }
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        let inference = self.inference.clone();
+        let compressed = request.metadata().contains_key("grpc-encoding");
+        let caller = request.extensions().get::<SpiffeId>().cloned();
+        // One request of a stream at a time: its answers come in order, and a slow reader holds back its own requests alone.
+        let replies = request.into_inner().then(move |message| {
+            let (inference, caller) = (inference.clone(), caller.clone());
+            async move {
+                let message = message?;
+                let id = message.id.clone();
+                Ok(match answer(&inference, message, caller).await {
+                    Ok(response) => {
+                        ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
+                    }
+                    Err(status) => ModelStreamInferResponse {
+                        error_message: status.message().to_owned(),
+                        // Says which request it was.
+                        infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
+                    },
+                })
+            }
+        });
+        let mut response: Response<Self::ModelStreamInferStream> = Response::new(Box::pin(replies));
+        if !compressed {
+            response.disable_compression();
+        }
+        Ok(response)
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<ModelConfigRequest>,
+    ) -> Result<Response<ModelConfigResponse>, Status> {
         let request = request.into_inner();
-        let serving = self.repository.get(&request.model_name, &request.model_version)?;
-        let form = convert::requested_output(&request.outputs, serving.output())?;
-        let batch = convert::samples(&request, serving.input(), &self.options.limits)?;
-        let rows = batch.rows;
-        let work = {
-            let serving = Arc::clone(&serving);
-            move || (serving.run(&batch.values), batch.values)
+        let serving = self.repository().get(&request.name, &request.version)?;
+        let options = self.repository().executor_options(&request.name).unwrap_or_default();
+        let config = describe::config(&serving, &options, self.options.limits.max_batch);
+        Ok(Response::new(ModelConfigResponse { config: Some(config) }))
+    }
+
+    async fn model_statistics(
+        &self,
+        request: Request<ModelStatisticsRequest>,
+    ) -> Result<Response<ModelStatisticsResponse>, Status> {
+        let request = request.into_inner();
+        let repository = self.repository();
+        let versions = match (request.name.as_str(), request.version.as_str()) {
+            ("", _) => repository.names().iter().flat_map(|name| repository.versions(name)).collect(),
+            (name, "") => {
+                repository.get(name, "")?;
+                repository.versions(name)
+            }
+            (name, version) => vec![repository.get(name, version)?],
         };
-        let (answer, values) = self.executor.run(work).await?;
-        let answer = answer.map_err(|error| {
-            let (model, version) = (&serving.manifest().name, serving.manifest().number);
-            tracing::error!(%error, %model, version, "a request failed");
-            Status::internal(error.to_string())
-        })?;
-        let sample_id = if rows == 1 { self.keep(&serving, values) } else { None };
-        Ok(Response::new(reply(&serving, request.id, &answer, form, sample_id)))
+        let model_stats = versions.iter().map(|serving| describe::statistics(serving)).collect();
+        Ok(Response::new(ModelStatisticsResponse { model_stats }))
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<RepositoryIndexRequest>,
+    ) -> Result<Response<RepositoryIndexResponse>, Status> {
+        let request = request.into_inner();
+        only_repository(&request.repository_name)?;
+        let mut index = self.repository().index();
+        if let Some(library) = &self.library {
+            index.extend(library.unloaded());
+        }
+        index.retain(|entry| entry.ready || !request.ready);
+        index.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
+        Ok(Response::new(RepositoryIndexResponse { models: index.into_iter().map(describe::index_entry).collect() }))
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<RepositoryModelLoadRequest>,
+    ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
+        let request = request.into_inner();
+        only_repository(&request.repository_name)?;
+        if let Some(name) = request.parameters.keys().next() {
+            let name: String = name.chars().take(80).collect();
+            return Err(Status::invalid_argument(format!(
+                "parameter {name:?}: a configuration or a file can't be sent along; put it into the model repository"
+            )));
+        }
+        self.library()?.load(&request.model_name).await?;
+        Ok(Response::new(RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<RepositoryModelUnloadRequest>,
+    ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
+        let request = request.into_inner();
+        only_repository(&request.repository_name)?;
+        self.library()?.unload(&request.model_name).await;
+        Ok(Response::new(RepositoryModelUnloadResponse {}))
     }
 }
 
 impl InferenceService {
-    /// Keeps the input of an answered request, if the policy wants it and there is room; never waits.
-    fn keep(&self, serving: &Serving, input: Vec<f32>) -> Option<SampleId> {
-        match self.options.keep {
-            KeepPolicy::Off => None,
-            KeepPolicy::Sampled(probability) if rand::random::<f64>() >= probability => None,
-            KeepPolicy::Sampled(_) => self.samples.try_keep_pending(&serving.manifest().name, input),
-        }
+    fn library(&self) -> Result<&Arc<Library>, Status> {
+        self.library.as_ref().ok_or_else(|| {
+            Status::failed_precondition(
+                "this node's models come from its coordinator: publish a version there, or run a standalone node",
+            )
+        })
     }
 }
 
-fn reply(
-    serving: &Serving,
-    id: String,
-    answer: &Answer,
-    form: OutputForm,
-    sample_id: Option<SampleId>,
-) -> ModelInferResponse {
-    let manifest = serving.manifest();
-    let name = &serving.output().name;
-    let rows = answer.shape.first().copied().unwrap_or(0);
-    let (tensor, raw) = match form {
-        OutputForm::Values => convert::output_values(name, &answer.shape, &answer.values),
-        OutputForm::Classification(k) => classify(name, &answer.values, rows, k, &manifest.labels),
-    };
-    let text = |text: String| InferParameter { parameter_choice: Some(ParameterChoice::StringParam(text)) };
-    let mut parameters = BTreeMap::from([
-        ("fedge_model_digest".to_owned(), text(manifest.digest.to_string())),
-        ("fedge_precision".to_owned(), text(serving.precision().name().to_owned())),
-    ]);
-    if let Some(id) = sample_id {
-        parameters.insert("fedge_sample_id".to_owned(), text(id.to_string()));
-    }
-    if let Some(round) = manifest.round.and_then(|round| i64::try_from(round).ok()) {
-        let round = InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(round)) };
-        parameters.insert("fedge_round".to_owned(), round);
-    }
-    ModelInferResponse {
-        model_name: manifest.name.clone(),
-        model_version: manifest.number.to_string(),
-        id,
-        parameters,
-        outputs: vec![tensor],
-        raw_output_contents: vec![raw],
-    }
+async fn answer(
+    inference: &Inference,
+    message: ModelInferRequest,
+    caller: Option<SpiffeId>,
+) -> Result<ModelInferResponse, Status> {
+    let request = InferRequest { caller, ..convert::request(message).map_err(InferError::from)? };
+    Ok(convert::response(inference.infer(request).await?))
 }
 
-impl From<LookupError> for Status {
-    fn from(error: LookupError) -> Status {
-        let message = error.to_string();
-        match error {
-            LookupError::UnknownModel { .. } | LookupError::UnknownVersion { .. } => Status::not_found(message),
-            LookupError::NotANumber { .. } => Status::invalid_argument(message),
-            LookupError::NotReady { .. } => Status::unavailable(message),
-        }
+fn only_repository(name: &str) -> Result<(), Status> {
+    if name.is_empty() {
+        return Ok(());
     }
+    Err(Status::invalid_argument("repository_name: this node has one repository without a name; leave it empty"))
 }
 
-impl From<Refused> for Status {
-    fn from(error: Refused) -> Status {
-        Status::invalid_argument(error.to_string())
-    }
-}
-
-impl From<ExecutorError> for Status {
-    fn from(error: ExecutorError) -> Status {
-        let message = error.to_string();
-        match error {
-            ExecutorError::Overloaded { .. } => Status::resource_exhausted(message),
-            ExecutorError::Panicked { .. } => {
-                tracing::error!(%error, "a request panicked");
-                Status::internal("the model panicked; the node's log says why")
-            }
-            ExecutorError::Stopped => Status::unavailable(message),
-        }
+impl From<LibraryError> for Status {
+    fn from(error: LibraryError) -> Status {
+        // As other servers answer a load that fails, whatever the reason.
+        Status::internal(error.to_string())
     }
 }
 

@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fedge_proto::feedback::feedback_client::FeedbackClient;
 use fedge_proto::feedback::{ClassLabel, LabelRequest, class_label};
-use fedge_proto::inference::InferTensorContents;
 use fedge_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
+use fedge_proto::inference::infer_parameter::ParameterChoice;
 use fedge_proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
+use fedge_proto::inference::model_metadata_response::TensorMetadata;
+use fedge_proto::inference::{InferParameter, InferTensorContents};
 use prost::bytes::Bytes;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -18,7 +21,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Server};
 
 use super::super::test_fixtures::{PIXELS, digits, package, serving};
-use super::super::{PrepareOptions, prepare};
+use super::super::{ExecutorOptions, PrepareOptions, prepare};
 use super::*;
 use crate::samples::{Limits, feedback};
 
@@ -32,13 +35,17 @@ struct Node {
 }
 
 async fn start(options: ServiceOptions) -> Node {
+    start_with(options, ExecutorOptions::default()).await
+}
+
+async fn start_with(options: ServiceOptions, executor: ExecutorOptions) -> Node {
     let directory = TempDir::new().unwrap();
     let samples = SampleStore::open(&directory.path().join("samples.db"), Limits::default()).await.unwrap();
-    let repository = Arc::new(ModelRepository::new());
+    let repository = Arc::new(ModelRepository::with_options(executor));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let server = Server::builder()
-        .add_service(service(Arc::clone(&repository), samples.clone(), options).unwrap())
+        .add_service(service(Arc::clone(&repository), samples.clone(), options))
         .add_service(feedback::service(Arc::clone(&repository), samples.clone()));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
@@ -369,7 +376,8 @@ async fn swaps_under_load_fail_no_request_and_every_answer_is_of_the_version_it_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overload_answers_resource_exhausted_at_once_and_recovers() {
-    let node = start(ServiceOptions { threads: 1, max_waiting: 2, ..ServiceOptions::default() }).await;
+    let executor = ExecutorOptions { threads: 1, max_waiting: 2, ..ExecutorOptions::default() };
+    let node = start_with(ServiceOptions::default(), executor).await;
     node.repository.swap(serving(3));
     let large = request(4096, &vec![1.0; 4096 * PIXELS]);
     let calls: Vec<_> = (0..24)

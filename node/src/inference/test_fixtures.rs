@@ -5,7 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use fedge_models::{Manifest, Model, Package, Preprocessing, Weights};
+use fedge_models::{ElementType, Manifest, Model, Package, Preprocessing, Weights, pb};
+use prost::Message;
 
 use super::{PrepareOptions, Serving, prepare};
 use crate::samples::{Sample, file};
@@ -53,4 +54,63 @@ pub(crate) fn package(number: u64) -> Package {
 /// Version `number`, in float.
 pub(crate) fn serving(number: u64) -> Serving {
     prepare(package(number), Vec::new(), &[], &PrepareOptions::default()).unwrap()
+}
+
+fn value_info(name: &str, element: i32, dims: &[Option<i64>]) -> pb::ValueInfoProto {
+    use pb::tensor_shape_proto::{Dimension, dimension};
+    let dim = |dim: &Option<i64>| Dimension {
+        value: Some(match dim {
+            Some(size) => dimension::Value::DimValue(*size),
+            None => dimension::Value::DimParam("batch".to_owned()),
+        }),
+        ..Dimension::default()
+    };
+    let shape = pb::TensorShapeProto { dim: dims.iter().map(dim).collect() };
+    let tensor = pb::type_proto::Tensor { elem_type: element, shape: Some(shape) };
+    let kind = pb::TypeProto { value: Some(pb::type_proto::Value::TensorType(tensor)), ..pb::TypeProto::default() };
+    pb::ValueInfoProto { name: name.to_owned(), r#type: Some(kind), ..pb::ValueInfoProto::default() }
+}
+
+fn onnx(nodes: &[(&str, &[&str], &str)], inputs: Vec<pb::ValueInfoProto>, outputs: Vec<pb::ValueInfoProto>) -> Vec<u8> {
+    let node = |(operator, inputs, output): &(&str, &[&str], &str)| pb::NodeProto {
+        op_type: (*operator).to_owned(),
+        name: format!("the_{output}"),
+        input: inputs.iter().map(|&name| name.to_owned()).collect(),
+        output: vec![(*output).to_owned()],
+        ..pb::NodeProto::default()
+    };
+    let graph = pb::GraphProto {
+        name: "g".to_owned(),
+        node: nodes.iter().map(node).collect(),
+        input: inputs,
+        output: outputs,
+        ..pb::GraphProto::default()
+    };
+    let opset = pb::OperatorSetIdProto { domain: String::new(), version: 17 };
+    pb::ModelProto { ir_version: 8, opset_import: vec![opset], graph: Some(graph), ..pb::ModelProto::default() }
+        .encode_to_vec()
+}
+
+/// int64 `a` and `b` `[batch, 2]` give `sum` and `difference`.
+pub(crate) fn two_inputs() -> Vec<u8> {
+    let int64 = pb::tensor_proto::DataType::Int64 as i32;
+    let value = |name| value_info(name, int64, &[None, Some(2)]);
+    onnx(
+        &[("Add", &["a", "b"], "sum"), ("Sub", &["a", "b"], "difference")],
+        vec![value("a"), value("b")],
+        vec![value("sum"), value("difference")],
+    )
+}
+
+/// `x` `[batch, 2]` of a type, unchanged as `y`.
+pub(crate) fn every_type(element: ElementType) -> Vec<u8> {
+    let number = (1..32).find(|number| ElementType::from_onnx(*number) == Some(element)).unwrap();
+    let value = |name| value_info(name, number, &[None, Some(2)]);
+    onnx(&[("Identity", &["x"], "y")], vec![value("x")], vec![value("y")])
+}
+
+/// Cases of the tests that throw bytes at random at decoders and loaders: `FEDGE_FUZZ_CASES`, else `usual`. A million take
+/// about a minute.
+pub(crate) fn fuzz_cases(usual: u32) -> u32 {
+    std::env::var("FEDGE_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }

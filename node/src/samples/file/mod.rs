@@ -11,6 +11,7 @@ mod gzip;
 mod idx;
 mod npy;
 mod npz;
+mod plain;
 mod zip;
 
 /// Largest file that is read, in bytes.
@@ -100,6 +101,10 @@ pub fn read(path: &Path) -> Result<LabelledRows, FileError> {
     match format(path)? {
         Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required, None),
         Format::Npz => npz::read(path, &read_bytes(path)?, true, None),
+        Format::Npy | Format::Json => Err(FileError::File {
+            path: path.to_owned(),
+            problem: "holds inputs without labels; give labelled samples as .csv, .npz or IDX files".to_owned(),
+        }),
         Format::Idx => idx::read(path),
         Format::Folder => idx::read(&idx::only_images(path)?),
     }
@@ -111,19 +116,21 @@ pub fn read_with_nodes(path: &Path, column: &str) -> Result<LabelledRows, FileEr
     match format(path)? {
         Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required, Some(column)),
         Format::Npz => npz::read(path, &read_bytes(path)?, true, Some(column)),
-        Format::Idx | Format::Folder => Err(FileError::File {
+        Format::Npy | Format::Json | Format::Idx | Format::Folder => Err(FileError::File {
             path: path.to_owned(),
-            problem: format!("IDX files have no column {column:?}; say whose each row is in another way"),
+            problem: format!("such files have no column {column:?}; say whose each row is in another way"),
         }),
     }
 }
 
 /// Reads rows of `sample_len` values that may lack labels (to ask a model, or to calibrate on): a CSV row is labelled
-/// where it has a column named `label` or one column more than `sample_len`.
+/// where it has a column named `label` or one column more than `sample_len`. `.npy` and `.json` hold inputs alone.
 pub fn read_inputs(path: &Path, sample_len: usize) -> Result<LabelledRows, FileError> {
     let rows = match format(path)? {
         Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Optional { sample_len }, None)?,
         Format::Npz => npz::read(path, &read_bytes(path)?, false, None)?,
+        Format::Npy => plain::read_npy(path, &read_bytes(path)?, sample_len)?,
+        Format::Json => plain::read_json(path, &read_bytes(path)?, sample_len)?,
         Format::Idx => idx::read_images(path)?,
         Format::Folder => idx::read_images(&idx::only_images(path)?)?,
     };
@@ -258,6 +265,8 @@ fn node_name(text: &str) -> Result<String, &'static str> {
 enum Format {
     Csv,
     Npz,
+    Npy,
+    Json,
     Idx,
     Folder,
 }
@@ -269,6 +278,8 @@ fn format(path: &Path) -> Result<Format, FileError> {
     match path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase).as_deref() {
         Some("csv") => Ok(Format::Csv),
         Some("npz") => Ok(Format::Npz),
+        Some("npy") => Ok(Format::Npy),
+        Some("json") => Ok(Format::Json),
         _ if idx::is_named_so(path) => Ok(Format::Idx),
         _ => Err(FileError::File {
             path: path.to_owned(),
