@@ -1,0 +1,55 @@
+//! Depthwise convolution: one filter a channel, channels side by side in vectors.
+//! Grouped convolutions with several channels a group are `conv`'s.
+
+use super::Window;
+use crate::inference::lowering::kernels::{self, DepthwiseWeights, Isa, Range, SLACK};
+
+/// A depthwise convolution with as many output as input channels.
+#[derive(Clone, Debug)]
+pub(in crate::inference::lowering) struct Depthwise {
+    pub window: Window,
+    pub weights: DepthwiseWeights,
+    /// Code of the padding: the input's zero point, whose contribution the bias takes away again.
+    pub padding: u8,
+    pub range: Range,
+}
+
+impl Depthwise {
+    /// Runs `batch` images. `x` has [`SLACK`] codes behind the last image.
+    pub(in crate::inference::lowering) fn run(&self, isa: Isa, x: &[u8], batch: usize, y: &mut [u8]) {
+        let window = &self.window;
+        let channels = window.c;
+        let padding = vec![self.padding; channels + SLACK];
+        let mut taps: Vec<&[u8]> = vec![&padding; window.taps().next_multiple_of(2)];
+        let mut outputs = y.chunks_exact_mut(channels.max(1));
+        for image in 0..batch {
+            let x = &x[image * window.input_len()..];
+            for oy in 0..window.out[0] {
+                for (ox, out) in (0..window.out[1]).zip(&mut outputs) {
+                    self.see(x, oy, ox, &padding, &mut taps);
+                    kernels::depthwise(isa, &taps, &self.weights, self.range, out);
+                }
+            }
+        }
+    }
+
+    /// What each kernel position sees from an output pixel.
+    #[inline]
+    fn see<'x>(&self, x: &'x [u8], oy: usize, ox: usize, padding: &'x [u8], taps: &mut [&'x [u8]]) {
+        let window = &self.window;
+        for (ky, taps) in taps.chunks_mut(window.kernel[1]).take(window.kernel[0]).enumerate() {
+            let row = window.row(oy, ky);
+            for (kx, tap) in taps.iter_mut().enumerate() {
+                *tap = match (row, window.column(ox, kx)) {
+                    (Some(iy), Some(ix)) => &x[(iy * window.w + ix) * window.c..],
+                    _ => padding,
+                };
+            }
+        }
+    }
+
+    /// Bytes of packed weights.
+    pub(in crate::inference::lowering) fn bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+}
