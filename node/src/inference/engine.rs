@@ -130,6 +130,14 @@ impl Engine {
         Engine { threads: threads.max(1), ..self }
     }
 
+    /// Milliseconds that each kind of step takes for these samples on one thread; empty for tract.
+    pub(crate) fn profile(&self, samples: &[f32]) -> BTreeMap<&'static str, f64> {
+        match &self.runner {
+            Runner::Lowered(program) => program.profile(samples).into_iter().map(|(name, s)| (name, s * 1e3)).collect(),
+            Runner::Tract(..) => BTreeMap::new(),
+        }
+    }
+
     /// What runs the model, and why.
     pub(crate) fn report(&self) -> EngineReport {
         let fallback = self.not_lowered.clone().map(|why| [why.operator, why.node, why.reason]);

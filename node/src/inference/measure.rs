@@ -1,6 +1,7 @@
 //! A model file outside of serving: loaded, run on given inputs, and timed, for `fedge model run` and `fedge model bench`.
 //! Printing is the command line's; serving is `prepare`'s and `serving`'s.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use fedge_models::Model;
@@ -24,6 +25,11 @@ pub struct Measurement {
     pub seconds: Vec<f64>,
     /// Samples of each run.
     pub batch: usize,
+    /// Seconds of processor time a run, of the calling thread alone, where the system tells: what a busy machine does
+    /// not distort as much.
+    pub cpu_seconds: Option<f64>,
+    /// Milliseconds a run that each kind of step takes on one thread; empty for tract.
+    pub step_ms: BTreeMap<&'static str, f64>,
 }
 
 impl Measurement {
@@ -83,14 +89,29 @@ impl Runnable {
             })
             .collect();
         self.engine.run(&samples)?;
-        let start = Instant::now();
+        let step_ms = self.engine.profile(&samples);
+        let (start, cpu) = (Instant::now(), thread_seconds());
         let mut seconds = Vec::new();
         while seconds.len() < 3 || (start.elapsed() < time && seconds.len() < MAX_RUNS) {
             let run = Instant::now();
             self.engine.run(&samples)?;
             seconds.push(run.elapsed().as_secs_f64());
         }
+        let spent = thread_seconds().zip(cpu).map(|(now, before)| (now - before) / seconds.len() as f64);
         seconds.sort_by(f64::total_cmp);
-        Ok(Measurement { seconds, batch })
+        Ok(Measurement { seconds, batch, cpu_seconds: spent, step_ms })
     }
+}
+
+/// Processor time of the calling thread in seconds, as Linux counts it.
+fn thread_seconds() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().next()?.parse::<f64>().ok().map(|nanoseconds| nanoseconds / 1e9)
+}
+
+/// Runs `work` in a pool of `threads` threads of its own.
+pub fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> Result<T, EngineError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| EngineError { action: "run", problem: error.to_string() })?;
+    Ok(pool.install(work))
 }

@@ -18,7 +18,7 @@ pub(crate) mod test_fixtures;
 pub use check::LocalCheck;
 pub use engine::{EngineError, EngineReport};
 pub use executor::{Executor, ExecutorError};
-pub use measure::{Measurement, Runnable};
+pub use measure::{Measurement, Runnable, on_threads};
 pub use prepare::{PrepareError, PrepareOptions, prepare};
 pub use repository::{LookupError, ModelRepository};
 pub use service::{InferenceService, KeepPolicy, ServiceOptions, service};

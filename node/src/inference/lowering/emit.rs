@@ -7,7 +7,7 @@ use super::graph::{Builder, Refusal};
 use super::kernels::elementwise::Affine;
 use super::kernels::{self, DepthwiseWeights, Range};
 use super::program::Step;
-use super::steps::{AveragePool, Concat, Conv, Depthwise, Output, Permute, Product, Sum};
+use super::steps::{AveragePool, Concat, Conv, Depthwise, Output, Permute, Product, Sum, Winograd};
 use super::value::{Kind, Known, Linear, Pending, Tensor};
 
 impl Builder {
@@ -174,6 +174,12 @@ fn linear_step(linear: &Rc<Linear>, output: Output, out_scale: f32) -> Result<St
         let at = |channel: usize, tap: usize| weights[channel * taps + tap];
         let weights = DepthwiseWeights::pack(columns, taps, at, &folded, &multiplier);
         return Ok(Step::Depthwise { from, conv: Box::new(Depthwise { window: *window, weights, padding, range }) });
+    }
+    if let Output::Codes(range) = output
+        && *groups == 1
+        && let Some(conv) = Winograd::new(*window, weights, &folded, &multiplier, padding, range)
+    {
+        return Ok(Step::Winograd { from, conv: Box::new(conv) });
     }
     let each = columns / groups;
     let groups = (0..*groups).map(|group| {

@@ -1,16 +1,20 @@
 //! A lowered program: steps over values, the buffers they share, and running any batch through them.
 //! Which steps a graph becomes is `lower`'s; what a step computes is `steps`'.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use rayon::prelude::*;
 
 use super::kernels::elementwise::{self, Affine};
 use super::kernels::{Isa, SLACK};
-use super::steps::{AveragePool, Concat, Conv, Depthwise, MaxPool, Permute, Product, Sum, conv::Results};
+use super::steps::{
+    AveragePool, Concat, Conv, Depthwise, MaxPool, Permute, Product, Sum, Winograd, conv::Results, winograd,
+};
 
 /// Activations of the samples that run together stay about within this, so that they stay in cache.
-const TOGETHER_BYTES: usize = 1 << 20;
+const TOGETHER_BYTES: usize = 10 << 20;
 /// Most samples that run together.
 const MOST_TOGETHER: usize = 64;
 /// Threads whose buffers are kept for the next batch.
@@ -37,6 +41,8 @@ pub(super) enum Step {
     Dequantize { from: Id, affine: Affine },
     /// Convolution, Gemm or MatMul.
     Conv { from: Id, conv: Box<Conv> },
+    /// 3 × 3 convolution with fewer products.
+    Winograd { from: Id, conv: Box<Winograd> },
     /// Depthwise convolution.
     Depthwise { from: Id, conv: Box<Depthwise> },
     /// Greatest of windows.
@@ -66,6 +72,7 @@ impl Step {
             Step::Quantize { from, .. }
             | Step::Dequantize { from, .. }
             | Step::Conv { from, .. }
+            | Step::Winograd { from, .. }
             | Step::Depthwise { from, .. }
             | Step::MaxPool { from, .. }
             | Step::AveragePool { from, .. }
@@ -79,6 +86,7 @@ impl Step {
     fn bytes(&self) -> usize {
         match self {
             Step::Conv { conv, .. } => conv.bytes(),
+            Step::Winograd { conv, .. } => conv.bytes(),
             Step::Depthwise { conv, .. } => conv.bytes(),
             _ => 0,
         }
@@ -90,6 +98,7 @@ impl Step {
             Step::Quantize { .. } => "quantize",
             Step::Dequantize { .. } => "dequantize",
             Step::Conv { .. } => "convolution",
+            Step::Winograd { .. } => "convolution 3x3",
             Step::Depthwise { .. } => "depthwise convolution",
             Step::MaxPool { .. } => "max pool",
             Step::AveragePool { .. } => "average pool",
@@ -124,6 +133,7 @@ struct State {
     codes: Vec<Vec<u8>>,
     floats: Vec<Vec<f32>>,
     widened: Vec<i16>,
+    winograd: winograd::Scratch,
 }
 
 impl Program {
@@ -223,7 +233,34 @@ impl Program {
         }
     }
 
+    /// Seconds that each kind of step takes for `input`, one thread.
+    pub(crate) fn profile(&self, input: &[f32]) -> BTreeMap<&'static str, f64> {
+        let len = self.values[0].len.max(1);
+        let (mut state, mut seconds) = (State::default(), BTreeMap::new());
+        for input in input
+            .chunks_exact(self.together * len)
+            .chain(input.chunks_exact(self.together * len).remainder().chunks_exact(len))
+        {
+            self.make_room(input.len() / len, &mut state);
+            for (index, step) in self.steps.iter().enumerate() {
+                let start = Instant::now();
+                self.step(index, step, input, input.len() / len, &mut state);
+                *seconds.entry(step.name()).or_insert(0.0) += start.elapsed().as_secs_f64();
+            }
+        }
+        seconds
+    }
+
     fn run_together(&self, input: &[f32], rows: usize, state: &mut State, output: &mut [f32]) {
+        self.make_room(rows, state);
+        for (index, step) in self.steps.iter().enumerate() {
+            self.step(index, step, input, rows, state);
+        }
+        let result = if self.output == 0 { input } else { &state.floats[self.places[self.output]] };
+        output.copy_from_slice(&result[..output.len()]);
+    }
+
+    fn make_room(&self, rows: usize, state: &mut State) {
         state.codes.resize_with(self.buffers.len(), Vec::new);
         state.floats.resize_with(self.buffers.len(), Vec::new);
         for (index, buffer) in self.buffers.iter().enumerate() {
@@ -233,21 +270,20 @@ impl Program {
                 grow(&mut state.codes[index], buffer.len * rows + SLACK);
             }
         }
-        for (index, step) in self.steps.iter().enumerate() {
-            let place = self.places[index + 1];
-            let len = self.values[index + 1].len * rows;
-            if self.values[index + 1].float {
-                let mut y = std::mem::take(&mut state.floats[place]);
-                self.float_step(step, input, rows, state, &mut y[..len]);
-                state.floats[place] = y;
-            } else {
-                let mut y = std::mem::take(&mut state.codes[place]);
-                self.code_step(step, input, rows, state, &mut y[..len]);
-                state.codes[place] = y;
-            }
+    }
+
+    fn step(&self, index: usize, step: &Step, input: &[f32], rows: usize, state: &mut State) {
+        let place = self.places[index + 1];
+        let len = self.values[index + 1].len * rows;
+        if self.values[index + 1].float {
+            let mut y = std::mem::take(&mut state.floats[place]);
+            self.float_step(step, input, rows, state, &mut y[..len]);
+            state.floats[place] = y;
+        } else {
+            let mut y = std::mem::take(&mut state.codes[place]);
+            self.code_step(step, input, rows, state, &mut y[..len]);
+            state.codes[place] = y;
         }
-        let result = if self.output == 0 { input } else { &state.floats[self.places[self.output]] };
-        output.copy_from_slice(&result[..output.len()]);
     }
 
     /// A value's codes, with the slack behind them.
@@ -298,6 +334,11 @@ impl Program {
                 let mut scratch = std::mem::take(&mut state.widened);
                 conv.run(isa, self.codes(state, *from, rows), rows, Results::Codes(y), &mut scratch);
                 state.widened = scratch;
+            }
+            Step::Winograd { from, conv } => {
+                let mut scratch = std::mem::take(&mut state.winograd);
+                conv.run(isa, self.codes(state, *from, rows), rows, y, &mut scratch);
+                state.winograd = scratch;
             }
             Step::Depthwise { from, conv } => {
                 conv.run(isa, self.codes(state, *from, rows), rows, y);

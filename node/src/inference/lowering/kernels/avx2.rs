@@ -75,6 +75,43 @@ unsafe fn blocks(
     }
 }
 
+/// # Safety
+/// As `kernels::sums` asserts; the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn block_sums(panel: Panel<'_>, weights: &Weights, block: usize, out: &mut [i32]) {
+    let zeros = [0i32; BLOCK];
+    // SAFETY: the block lies within the weights.
+    let data = unsafe { weights.data.as_ptr().add(block * weights.pairs * BLOCK * 2) };
+    let mut row = 0;
+    while row < panel.rows {
+        let count = (panel.rows - row).min(ROWS);
+        // SAFETY: row + count <= rows, of which `panel` and `out` have all.
+        unsafe {
+            let a = panel.values.as_ptr().add(row * panel.stride);
+            let out = out.as_mut_ptr().add(row * BLOCK);
+            macro_rules! tile {
+                ($rows:literal) => {
+                    for (r, [low, high]) in
+                        sums::<$rows>(a, panel.stride, weights.pairs, data, zeros.as_ptr()).into_iter().enumerate()
+                    {
+                        _mm256_storeu_si256(out.add(r * BLOCK).cast(), low);
+                        _mm256_storeu_si256(out.add(r * BLOCK + 8).cast(), high);
+                    }
+                };
+            }
+            match count {
+                6 => tile!(6),
+                5 => tile!(5),
+                4 => tile!(4),
+                3 => tile!(3),
+                2 => tile!(2),
+                _ => tile!(1),
+            }
+        }
+        row += count;
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn sums<const M: usize>(
@@ -118,17 +155,32 @@ unsafe fn scaled(sums: [__m256i; 2], range: Range, scale: *const f32) -> [__m256
 unsafe fn store_codes(out: *mut u8, sums: [__m256i; 2], columns: usize, range: Range, scale: *const f32) {
     // SAFETY: scale holds 16 values and out `columns`.
     unsafe {
-        let zero = _mm256_set1_epi32(range.zero);
-        let [a, b] = scaled(sums, range, scale).map(|value| _mm256_add_epi32(_mm256_cvtps_epi32(value), zero));
-        let words = _mm256_permute4x64_epi64::<0xD8>(_mm256_packs_epi32(a, b));
-        let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-        store(out, bytes, columns);
+        let words = _mm256_permute4x64_epi64::<0xD8>(words(sums, range, scale));
+        store(out, words, columns, range);
     }
+}
+
+/// Rounded and saturated sums plus the zero point, the eight of the first register in the lower half of each lane. The lower
+/// bound comes last, on bytes: below it all of these saturate downwards.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn words(sums: [__m256i; 2], range: Range, scale: *const f32) -> __m256i {
+    let high = _mm256_set1_ps(range.high);
+    // SAFETY: the caller's scale holds 16 values.
+    let scales = unsafe { [_mm256_loadu_ps(scale), _mm256_loadu_ps(scale.add(8))] };
+    let [a, b] = [0, 1].map(|i| {
+        let value = _mm256_min_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums[i]), scales[i]), high);
+        _mm256_cvtps_epi32(value)
+    });
+    _mm256_adds_epi16(_mm256_packs_epi32(a, b), _mm256_set1_epi16(range.zero as i16))
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn store(out: *mut u8, bytes: __m128i, columns: usize) {
+unsafe fn store(out: *mut u8, words: __m256i, columns: usize, range: Range) {
+    let low = _mm_set1_epi8((range.low as i32 + range.zero) as i8);
+    let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+    let bytes = _mm_max_epu8(bytes, low);
     // SAFETY: out holds `columns` bytes, at most 16.
     unsafe {
         if columns == BLOCK {
@@ -170,33 +222,110 @@ pub(super) unsafe fn widen(from: &[u8], len: usize, to: &mut [i16]) {
     }
 }
 
+/// `PAIRS` is half the number of taps where that is known while compiling, else 0.
+///
 /// # Safety
 /// As `kernels::depthwise` asserts; the CPU has AVX2.
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn depthwise(taps: &[&[u8]], weights: &DepthwiseWeights, range: Range, out: &mut [u8]) {
-    // SAFETY: the caller checked that each tap has blocks × 16 bytes, and the weights' sizes.
-    unsafe {
-        let (pairs, _) = taps.as_chunks::<2>();
-        let mut data = weights.data.as_ptr();
-        for block in 0..weights.channels.div_ceil(BLOCK) {
-            let first = block * BLOCK;
+pub(super) unsafe fn depthwise<const PAIRS: usize>(
+    taps: &[&[u8]],
+    step: usize,
+    pixels: usize,
+    weights: &DepthwiseWeights,
+    range: Range,
+    out: &mut [u8],
+) {
+    let (all, _) = taps.as_chunks::<2>();
+    let all = if PAIRS == 0 { all } else { all.first_chunk::<PAIRS>().map_or(all, |all| all.as_slice()) };
+    let channels = weights.channels;
+    for block in 0..channels.div_ceil(BLOCK) {
+        let first = block * BLOCK;
+        let columns = (channels - first).min(BLOCK);
+        // SAFETY: the caller checked the weights' sizes, and that each tap has whole blocks at each pixel.
+        unsafe {
+            let data = weights.data.as_ptr().add(block * all.len() * 32);
             let bias = weights.bias.as_ptr().add(first);
-            let mut sums = [_mm256_loadu_si256(bias.cast()), _mm256_loadu_si256(bias.add(8).cast())];
-            for [a, b] in pairs {
-                let a = _mm256_cvtepu8_epi16(_mm_loadu_si128(a.as_ptr().add(first).cast()));
-                let b = _mm256_cvtepu8_epi16(_mm_loadu_si128(b.as_ptr().add(first).cast()));
-                let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
-                sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(low, _mm256_loadu_si256(data.cast())));
-                sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(high, _mm256_loadu_si256(data.add(16).cast())));
-                data = data.add(32);
+            let bias = [_mm256_loadu_si256(bias.cast()), _mm256_loadu_si256(bias.add(8).cast())];
+            let scale = weights.multiplier.as_ptr().add(first);
+            for pixel in 0..pixels {
+                let at = pixel * step + first;
+                let mut sums = bias;
+                for (index, [a, b]) in all.iter().enumerate() {
+                    let data = data.add(index * 32);
+                    let a = _mm256_cvtepu8_epi16(_mm_loadu_si128(a.as_ptr().add(at).cast()));
+                    let b = _mm256_cvtepu8_epi16(_mm_loadu_si128(b.as_ptr().add(at).cast()));
+                    let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+                    sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(low, _mm256_loadu_si256(data.cast())));
+                    sums[1] =
+                        _mm256_add_epi32(sums[1], _mm256_madd_epi16(high, _mm256_loadu_si256(data.add(16).cast())));
+                }
+                // The order of the channels is that of unpacking, so packing restores it.
+                store(out.as_mut_ptr().add(pixel * channels + first), words(sums, range, scale), columns, range);
             }
-            let zero = _mm256_set1_epi32(range.zero);
-            let [a, b] = scaled(sums, range, weights.multiplier.as_ptr().add(first))
-                .map(|value| _mm256_add_epi32(_mm256_cvtps_epi32(value), zero));
-            // The order of the channels is that of unpacking, so packing restores it.
-            let words = _mm256_packs_epi32(a, b);
-            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-            store(out.as_mut_ptr().add(first), bytes, (weights.channels - first).min(BLOCK));
         }
+    }
+}
+
+/// # Safety
+/// As `kernels::winograd_input` asserts; the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn winograd_input(pixels: &[&[u8]; 16], channels: usize, step: usize, to: &mut [i16]) {
+    for first in (0..channels).step_by(BLOCK) {
+        // SAFETY: pixels and each of the 16 parts of `to` hold whole vectors up to `channels` rounded up.
+        unsafe {
+            let d = |p: usize| _mm256_cvtepu8_epi16(_mm_loadu_si128(pixels[p].as_ptr().add(first).cast()));
+            let mut rows = [[_mm256_setzero_si256(); 4]; 4];
+            for j in 0..4 {
+                let column = [d(j), d(4 + j), d(8 + j), d(12 + j)];
+                rows[0][j] = _mm256_sub_epi16(column[0], column[2]);
+                rows[1][j] = _mm256_add_epi16(column[1], column[2]);
+                rows[2][j] = _mm256_sub_epi16(column[2], column[1]);
+                rows[3][j] = _mm256_sub_epi16(column[1], column[3]);
+            }
+            for (i, row) in rows.iter().enumerate() {
+                let to = to.as_mut_ptr().add(i * 4 * step + first);
+                _mm256_storeu_si256(to.cast(), _mm256_sub_epi16(row[0], row[2]));
+                _mm256_storeu_si256(to.add(step).cast(), _mm256_add_epi16(row[1], row[2]));
+                _mm256_storeu_si256(to.add(2 * step).cast(), _mm256_sub_epi16(row[2], row[1]));
+                _mm256_storeu_si256(to.add(3 * step).cast(), _mm256_sub_epi16(row[1], row[3]));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As `kernels::winograd_output` asserts; the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn winograd_output(
+    sums: &[i32],
+    step: usize,
+    bias: &[i32],
+    multiplier: &[f32],
+    range: Range,
+    to: &mut [[u8; BLOCK]; 4],
+) {
+    let mut results = [[_mm256_setzero_si256(); 2]; 4];
+    for half in 0..2 {
+        // SAFETY: each of the 16 parts of `sums`, and `bias`, hold 16 values.
+        unsafe {
+            let m = |p: usize| _mm256_loadu_si256(sums.as_ptr().add(p * step + half * 8).cast());
+            let mut rows = [[_mm256_setzero_si256(); 4]; 2];
+            for j in 0..4 {
+                let middle = [m(4 + j), m(8 + j)];
+                rows[0][j] = _mm256_add_epi32(m(j), _mm256_add_epi32(middle[0], middle[1]));
+                rows[1][j] = _mm256_sub_epi32(_mm256_sub_epi32(middle[0], middle[1]), m(12 + j));
+            }
+            let bias = _mm256_loadu_si256(bias.as_ptr().add(half * 8).cast());
+            for (i, row) in rows.iter().enumerate() {
+                let left = _mm256_add_epi32(row[0], _mm256_add_epi32(row[1], row[2]));
+                let right = _mm256_sub_epi32(_mm256_sub_epi32(row[1], row[2]), row[3]);
+                results[i * 2][half] = _mm256_add_epi32(_mm256_srai_epi32::<2>(left), bias);
+                results[i * 2 + 1][half] = _mm256_add_epi32(_mm256_srai_epi32::<2>(right), bias);
+            }
+        }
+    }
+    for (to, sums) in to.iter_mut().zip(results) {
+        // SAFETY: `to` and `multiplier` hold 16 values.
+        unsafe { store_codes(to.as_mut_ptr(), sums, BLOCK, range, multiplier.as_ptr()) };
     }
 }

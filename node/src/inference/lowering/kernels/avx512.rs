@@ -55,6 +55,40 @@ pub(super) unsafe fn multiply(panel: Panel<'_>, weights: &Weights, mut target: T
     }
 }
 
+/// # Safety
+/// As `kernels::sums` asserts; the CPU has AVX-512 F, BW, VL and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn block_sums(panel: Panel<'_>, weights: &Weights, block: usize, out: &mut [i32]) {
+    let zeros = [0i32; BLOCK];
+    // SAFETY: the block lies within the weights.
+    let data = unsafe { weights.data.as_ptr().add(block * weights.pairs * BLOCK * 2) };
+    let mut row = 0;
+    while row < panel.rows {
+        let left = panel.rows - row;
+        // SAFETY: each tile takes at most the rows that are left, of which `panel` and `out` have all.
+        unsafe {
+            let a = panel.values.as_ptr().add(row * panel.stride);
+            let out = out.as_mut_ptr().add(row * BLOCK);
+            macro_rules! tile {
+                ($rows:literal) => {{
+                    let all = sums::<$rows>(a, panel.stride, weights.pairs, data, zeros.as_ptr());
+                    for (r, sum) in all.into_iter().enumerate() {
+                        _mm512_storeu_si512(out.add(r * BLOCK).cast(), sum);
+                    }
+                    row += $rows;
+                }};
+            }
+            match left {
+                12.. => tile!(12),
+                8.. => tile!(8),
+                4.. => tile!(4),
+                2.. => tile!(2),
+                _ => tile!(1),
+            }
+        }
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn sums<const M: usize>(

@@ -75,10 +75,14 @@ vectorized! {
 }
 
 vectorized! {
-    /// `(a - zero_a) × (b - zero_b) × scale`, the scale that of both inputs over the output's.
+    /// `(a - zero_a) × (b - zero_b) × scale`, the scale that of both inputs over the output's; `b` repeats as often as it
+    /// fits into `a`.
     mul(a: &[u8], zero_a: i32, b: &[u8], zero_b: i32, scale: f32, range: Range, to: &mut [u8]) {
-        for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
-            *to = code(((i32::from(*a) - zero_a) * (i32::from(*b) - zero_b)) as f32 * scale, range);
+        let len = b.len().max(1);
+        for (a, to) in a.chunks_exact(len).zip(to.chunks_exact_mut(len)) {
+            for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
+                *to = code(((i32::from(*a) - zero_a) * (i32::from(*b) - zero_b)) as f32 * scale, range);
+            }
         }
     }
 }

@@ -173,6 +173,22 @@ pub(crate) fn multiply(isa: Isa, panel: Panel<'_>, weights: &Weights, target: Ta
     }
 }
 
+/// Sums alone, without bias, for one block of 16 columns: row `r` at `r × 16`. They may wrap around.
+pub(crate) fn sums(isa: Isa, panel: Panel<'_>, weights: &Weights, block: usize, out: &mut [i32]) {
+    let Panel { values, stride, rows } = panel;
+    assert!(stride >= weights.pairs * 2 && values.len() >= rows * stride, "packed rows are too short");
+    assert!(weights.data.len() >= (block + 1) * weights.pairs * BLOCK * 2 && out.len() >= rows * BLOCK);
+    match isa {
+        // SAFETY: the CPU has the features, and the assertions above bound every access.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::block_sums(panel, weights, block, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => unsafe { avx512::block_sums(panel, weights, block, out) },
+        _ => scalar::block_sums(panel, weights, block, out),
+    }
+}
+
 /// Widens `len` codes from the start of `from` into `to`. With vectors, up to 15 more values of `to` are overwritten.
 /// `from` must have `len` + 16 readable bytes and `to` place for `len` + 16; panics otherwise.
 #[inline]
@@ -247,21 +263,70 @@ impl DepthwiseWeights {
     }
 }
 
-/// One output pixel of a depthwise convolution: `taps` holds what each kernel position sees, an odd number completed by any of
-/// them. Each must reach whole blocks of 16 channels; panics otherwise.
+/// Output pixels of a depthwise convolution that lie side by side: pixel `p` sees `taps[t][p × step..]` at kernel position `t`, an
+/// odd number of positions completed by any of them. Results go to `out`, `[pixels, channels]`. Each tap must reach whole
+/// blocks of 16 channels; panics otherwise.
 #[inline]
-pub(crate) fn depthwise(isa: Isa, taps: &[&[u8]], weights: &DepthwiseWeights, range: Range, out: &mut [u8]) {
+pub(crate) fn depthwise(
+    isa: Isa,
+    taps: &[&[u8]],
+    step: usize,
+    pixels: usize,
+    weights: &DepthwiseWeights,
+    range: Range,
+    out: &mut [u8],
+) {
     let blocks = weights.channels.div_ceil(BLOCK);
     let pairs = weights.taps.div_ceil(2);
-    assert!(taps.len() == pairs * 2 && out.len() >= weights.channels);
+    assert!(taps.len() == pairs * 2 && out.len() >= pixels * weights.channels);
     assert!(weights.data.len() >= blocks * pairs * 32 && weights.bias.len() >= blocks * BLOCK);
-    assert!(taps.iter().all(|tap| tap.len() >= blocks * BLOCK), "the input lacks slack");
+    let reach = pixels.saturating_sub(1) * step + blocks * BLOCK;
+    assert!(taps.iter().all(|tap| tap.len() >= reach), "the input lacks slack");
     match isa {
-        // SAFETY: the CPU has AVX2; each tap has blocks × 16 bytes, and whole blocks of results are written only where
-        // `out` has place.
+        // SAFETY: the CPU has AVX2; each tap has blocks × 16 bytes from each pixel on, and whole blocks of results are
+        // written only where `out` has place.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512Vnni => unsafe { avx2::depthwise(taps, weights, range, out) },
-        _ => scalar::depthwise(taps, weights, range, out),
+        Isa::Avx2 | Isa::Avx512Vnni => unsafe {
+            match pairs {
+                5 => avx2::depthwise::<5>(taps, step, pixels, weights, range, out),
+                13 => avx2::depthwise::<13>(taps, step, pixels, weights, range, out),
+                _ => avx2::depthwise::<0>(taps, step, pixels, weights, range, out),
+            }
+        },
+        _ => scalar::depthwise(taps, step, pixels, weights, range, out),
+    }
+}
+
+/// `Bᵀ d B` of Winograd's F(2×2, 3×3) for `channels` channels of 4 × 4 pixels; position p goes to `to[p × step..]`. Whole
+/// vectors of 16 channels are read and written; panics where the slices lack place for them.
+pub(crate) fn winograd_input(isa: Isa, pixels: &[&[u8]; 16], channels: usize, step: usize, to: &mut [i16]) {
+    let whole = channels.next_multiple_of(BLOCK);
+    assert!(pixels.iter().all(|pixel| pixel.len() >= whole), "the input lacks slack");
+    assert!(step >= whole && to.len() >= 15 * step + whole, "the transformed input is too short");
+    match isa {
+        // SAFETY: the CPU has AVX2, and the assertions above bound every whole vector.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512Vnni => unsafe { avx2::winograd_input(pixels, channels, step, to) },
+        _ => scalar::winograd_input(pixels, channels, step, to),
+    }
+}
+
+/// `Aᵀ M A / 4`, requantized: position p of 16 columns lies at `sums[p × step..]`; gives four output pixels.
+pub(crate) fn winograd_output(
+    isa: Isa,
+    sums: &[i32],
+    step: usize,
+    bias: &[i32],
+    multiplier: &[f32],
+    range: Range,
+    to: &mut [[u8; BLOCK]; 4],
+) {
+    assert!(sums.len() >= 15 * step + BLOCK && bias.len() >= BLOCK && multiplier.len() >= BLOCK);
+    match isa {
+        // SAFETY: the CPU has AVX2, and the assertion above bounds every access.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512Vnni => unsafe { avx2::winograd_output(sums, step, bias, multiplier, range, to) },
+        _ => scalar::winograd_output(sums, step, bias, multiplier, range, to),
     }
 }
 

@@ -56,10 +56,11 @@ proptest! {
 
     #[test]
     fn depthwise_kernels_equal_the_reference(
-        channels in 1usize..70, taps in 1usize..26, seed: u64, zero: u8, low: u8, high: u8, scale in 1e-5f32..0.1,
+        channels in 1usize..70, taps in 1usize..27, step in 0usize..50, pixels in 1usize..5, seed: u64, zero: u8,
+        low: u8, high: u8, scale in 1e-5f32..0.1,
     ) {
         let mut next = noise(seed);
-        let input: Vec<u8> = (0..channels * 30 + SLACK).map(|_| next() as u8).collect();
+        let input: Vec<u8> = (0..channels * 30 + 5 * step + SLACK).map(|_| next() as u8).collect();
         let seen: Vec<&[u8]> =
             (0..taps.next_multiple_of(2)).map(|_| &input[next() as usize % 30 * channels..]).collect();
         let bias: Vec<i32> = (0..channels).map(|_| (next() % 20_000) as i32 - 10_000).collect();
@@ -67,17 +68,16 @@ proptest! {
         let table: Vec<i16> = (0..channels * taps).map(|_| (next() % 511) as i16 - 255).collect();
         let weights = DepthwiseWeights::pack(channels, taps, |c, t| table[c * taps + t], &bias, &multiplier);
         let range = range(zero, low, high);
-        let mut expected = vec![0; channels];
-        depthwise(Isa::Portable, &seen, &weights, range, &mut expected);
-        for (channel, &found) in expected.iter().enumerate() {
+        let mut expected = Vec::new();
+        for (pixel, channel) in (0..pixels).flat_map(|p| (0..channels).map(move |c| (p, c))) {
             let sum: i32 = (0..taps)
-                .map(|t| i32::from(seen[t][channel]) * i32::from(table[channel * taps + t]))
+                .map(|t| i32::from(seen[t][pixel * step + channel]) * i32::from(table[channel * taps + t]))
                 .sum();
-            prop_assert_eq!(found, code((sum + bias[channel]) as f32 * multiplier[channel], range));
+            expected.push(code((sum + bias[channel]) as f32 * multiplier[channel], range));
         }
         for isa in Isa::available() {
-            let mut found = vec![0; channels];
-            depthwise(isa, &seen, &weights, range, &mut found);
+            let mut found = vec![0; pixels * channels];
+            depthwise(isa, &seen, step, pixels, &weights, range, &mut found);
             prop_assert_eq!(&found, &expected, "{}", isa.name());
         }
     }

@@ -19,21 +19,37 @@ impl Depthwise {
     pub(in crate::inference::lowering) fn run(&self, isa: Isa, x: &[u8], batch: usize, y: &mut [u8]) {
         let window = &self.window;
         let channels = window.c;
-        let padding = vec![self.padding; channels + SLACK];
+        // A line of padding stands in for lines above and below the image.
+        let padding = vec![self.padding; window.w.max(1) * channels + SLACK];
         let mut taps: Vec<&[u8]> = vec![&padding; window.taps().next_multiple_of(2)];
-        let mut outputs = y.chunks_exact_mut(channels.max(1));
+        let inner = self.inner();
+        let mut lines = y.chunks_exact_mut((window.out[1] * channels).max(1));
         for image in 0..batch {
             let x = &x[image * window.input_len()..];
-            for oy in 0..window.out[0] {
-                for (ox, out) in (0..window.out[1]).zip(&mut outputs) {
+            for (oy, line) in (0..window.out[0]).zip(&mut lines) {
+                let mut ox = 0;
+                while ox < window.out[1] {
+                    let pixels = if ox == inner.start { inner.len().max(1) } else { 1 };
                     self.see(x, oy, ox, &padding, &mut taps);
-                    kernels::depthwise(isa, &taps, &self.weights, self.range, out);
+                    let step = window.stride[1] * channels;
+                    let out = &mut line[ox * channels..];
+                    kernels::depthwise(isa, &taps, step, pixels, &self.weights, self.range, out);
+                    ox += pixels;
                 }
             }
         }
     }
 
-    /// What each kernel position sees from an output pixel.
+    /// Output columns whose windows lie within the image's width.
+    fn inner(&self) -> std::ops::Range<usize> {
+        let window = &self.window;
+        let reach = (window.kernel[1] - 1) * window.dilation[1] + 1;
+        let first = window.pad[1].div_ceil(window.stride[1]);
+        let past = (window.w + window.pad[1]).checked_sub(reach).map_or(0, |last| last / window.stride[1] + 1);
+        first..past.min(window.out[1]).max(first)
+    }
+
+    /// What each kernel position sees from an output pixel on.
     #[inline]
     fn see<'x>(&self, x: &'x [u8], oy: usize, ox: usize, padding: &'x [u8], taps: &mut [&'x [u8]]) {
         let window = &self.window;

@@ -38,9 +38,7 @@ impl Product {
     pub(in crate::inference::lowering) fn run(&self, isa: Isa, a: &[u8], b: &[u8], y: &mut [u8]) {
         let (len, len_b) = (self.len.max(1), self.len_b.max(1));
         for ((a, b), y) in a.chunks_exact(len).zip(b.chunks_exact(len_b)).zip(y.chunks_exact_mut(len)) {
-            for (a, y) in a.chunks_exact(len_b).zip(y.chunks_exact_mut(len_b)) {
-                elementwise::mul(isa, a, self.zero_a, b, self.zero_b, self.scale, self.range, y);
-            }
+            elementwise::mul(isa, a, self.zero_a, b, self.zero_b, self.scale, self.range, y);
         }
     }
 }

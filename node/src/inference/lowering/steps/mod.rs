@@ -7,11 +7,13 @@ mod mix;
 mod pool;
 #[cfg(test)]
 mod tests;
+pub(super) mod winograd;
 
 pub(super) use conv::{Conv, Output};
 pub(super) use depthwise::Depthwise;
 pub(super) use mix::{Concat, Permute, Product, Sum};
 pub(super) use pool::{AveragePool, MaxPool};
+pub(super) use winograd::Winograd;
 
 /// A sliding window over an image `[h, w, c]` of codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
