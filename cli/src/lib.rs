@@ -9,6 +9,8 @@ mod demo;
 mod enrol;
 #[cfg(feature = "node")]
 mod infer;
+#[cfg(feature = "node")]
+mod measure;
 mod model;
 #[cfg(feature = "node")]
 mod node;

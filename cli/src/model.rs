@@ -1,4 +1,4 @@
-//! `fedge model`: check, inspect, quantize files; publish, list, fetch versions.
+//! `fedge model`: check, inspect, quantize files; publish, list, fetch versions. `bench` and `run` are in `measure`.
 //! What a sound model is, and how it is quantized, is the crate `models`' matter.
 
 use std::path::{Path, PathBuf};
@@ -23,6 +23,12 @@ pub(crate) enum Command {
     /// Quantize a float ONNX file to static int8 (QDQ), calibrated on samples
     #[cfg(feature = "node")]
     Quantize(Quantize),
+    /// How quick is this ONNX file on this machine, and what runs it?
+    #[cfg(feature = "node")]
+    Bench(crate::measure::Bench),
+    /// Run an ONNX file on inputs of an .npz file
+    #[cfg(feature = "node")]
+    Run(crate::measure::Run),
     /// Give a model file to the coordinator as version 1 of a lineage
     Publish(Publish),
     /// Versions that the coordinator holds
@@ -39,6 +45,10 @@ impl Command {
             Command::Inspect(inspect) => inspect.run(),
             #[cfg(feature = "node")]
             Command::Quantize(quantize) => quantize.run(),
+            #[cfg(feature = "node")]
+            Command::Bench(bench) => bench.run(),
+            #[cfg(feature = "node")]
+            Command::Run(run) => run.run(),
             Command::Publish(publish) => publish.run().await,
             Command::List(list) => list.run().await,
             Command::Get(get) => get.run().await,

@@ -9,7 +9,7 @@ mod table;
 
 /// Version of the catalogue: a node that knows an older one is not selected for tasks of a newer one. It grows whenever
 /// an entry is added, removed or restricted.
-pub const CATALOGUE_VERSION: u32 = 1;
+pub const CATALOGUE_VERSION: u32 = 2;
 
 /// Oldest default operator set that is read.
 pub const OLDEST_OPSET: i64 = 9;

@@ -16,6 +16,9 @@ mod emit;
 mod fold;
 mod numbers;
 mod plan;
+mod qoperator;
+
+pub use qoperator::to_qdq;
 
 /// Oldest default operator set that can be quantized: DequantizeLinear has an axis since 13.
 pub const OLDEST_OPSET: i64 = 13;

@@ -1,6 +1,7 @@
-//! tract: loads ONNX bytes into a plan and runs batches of float32 through it; panics inside become errors.
-//! What is loaded, and what a batch means, is decided in `prepare` and `serving`.
+//! Loads ONNX bytes and runs batches of float32: int8 in a lowered program, all else in a tract plan.
+//! Panics inside become errors. What is loaded, and what a batch means, is decided in `prepare` and `serving`.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -24,13 +25,39 @@ pub struct EngineError {
     pub problem: String,
 }
 
-/// A loaded model. Send and Sync: many threads run one plan, each with a state of its own.
+use super::lowering::{self, NotLowered, Program};
+
+/// A loaded model. Send and Sync: many threads run one, each with buffers of its own.
 pub(crate) struct Engine {
-    plan: Arc<TypedRunnableModel>,
-    /// Samples that the plan takes at once; `None` = any number.
-    batch: Option<usize>,
+    runner: Runner,
+    /// Why it is not lowered.
+    not_lowered: Option<NotLowered>,
+    /// Threads of the current rayon pool that one batch may use, at least 1.
+    threads: usize,
     sample_shape: Vec<usize>,
     output_len: usize,
+}
+
+enum Runner {
+    /// Fused int8 operators; takes any batch.
+    Lowered(Box<Program>),
+    /// Samples that the plan takes at once; `None` = any number.
+    Tract(Arc<TypedRunnableModel>, Option<usize>),
+}
+
+/// What runs a loaded model, for a user who wants to know whether it will be quick.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineReport {
+    /// `int8 program` or `tract`.
+    pub runner: &'static str,
+    /// Kernels that the program runs on: `portable`, `avx2` or `avx512-vnni`; empty for tract.
+    pub kernels: &'static str,
+    /// How many steps of each kind the program has; empty for tract.
+    pub steps: BTreeMap<&'static str, usize>,
+    /// Bytes of packed weights; 0 for tract.
+    pub weight_bytes: usize,
+    /// Operator, node and reason of what fell back to tract.
+    pub fallback: Option<[String; 3]>,
 }
 
 impl Engine {
@@ -50,22 +77,81 @@ impl Engine {
             }
         }
         let proto = pb::ModelProto::decode(onnx).map_err(|error| refused(error.to_string()))?;
+        if input.fixed_batch().is_none_or(|batch| batch == 1) {
+            match caught("load", || Ok(lowering::lower(&proto, input, output)))? {
+                Ok(program) => return Ok(Engine::new(Runner::Lowered(Box::new(program)), None, input, output)),
+                Err(why) => {
+                    tracing::debug!(operator = why.operator, node = why.node, why.reason, "not lowered");
+                    return Engine::tract(&proto, input, output, Some(why));
+                }
+            }
+        }
+        Engine::tract(&proto, input, output, None)
+    }
+
+    /// Loads a model into stock tract, whatever it is: what lowered programs are compared with.
+    pub(crate) fn tract(
+        proto: &pb::ModelProto,
+        input: &TensorSignature,
+        output: &TensorSignature,
+        not_lowered: Option<NotLowered>,
+    ) -> Result<Engine, EngineError> {
+        let refused = |problem: String| EngineError { action: "load", problem };
         let (plan, batch) = match input.fixed_batch() {
-            None => match caught("load", || plan(&proto, input, None)) {
+            None => match caught("load", || plan(proto, input, None)) {
                 Ok(plan) => (plan, None),
                 Err(error) => {
                     tracing::info!(%error, "the model does not load with an open batch; its samples run one by one");
-                    (caught("load", || plan(&proto, input, Some(1)))?, Some(1))
+                    (caught("load", || plan(proto, input, Some(1)))?, Some(1))
                 }
             },
-            Some(1) => (caught("load", || plan(&proto, input, Some(1)))?, Some(1)),
+            Some(1) => (caught("load", || plan(proto, input, Some(1)))?, Some(1)),
             Some(batch) => {
                 return Err(refused(format!(
                     "its batch is fixed to {batch}; export it with a dynamic batch, or with 1"
                 )));
             }
         };
-        Ok(Engine { plan, batch, sample_shape: input.sample_shape(), output_len: output.sample_len() })
+        Ok(Engine::new(Runner::Tract(plan, batch), not_lowered, input, output))
+    }
+
+    fn new(
+        runner: Runner,
+        not_lowered: Option<NotLowered>,
+        input: &TensorSignature,
+        output: &TensorSignature,
+    ) -> Engine {
+        let (sample_shape, output_len) = (input.sample_shape(), output.sample_len());
+        Engine { runner, not_lowered, threads: 1, sample_shape, output_len }
+    }
+
+    /// Lets one batch use this many threads of the rayon pool in which it runs.
+    pub(crate) fn with_threads(self, threads: usize) -> Engine {
+        Engine { threads: threads.max(1), ..self }
+    }
+
+    /// Milliseconds that each kind of step takes for these samples on one thread; empty for tract.
+    pub(crate) fn profile(&self, samples: &[f32]) -> BTreeMap<&'static str, f64> {
+        match &self.runner {
+            Runner::Lowered(program) => program.profile(samples).into_iter().map(|(name, s)| (name, s * 1e3)).collect(),
+            Runner::Tract(..) => BTreeMap::new(),
+        }
+    }
+
+    /// What runs the model, and why.
+    pub(crate) fn report(&self) -> EngineReport {
+        let fallback = self.not_lowered.clone().map(|why| [why.operator, why.node, why.reason]);
+        let mut report =
+            EngineReport { runner: "tract", kernels: "", steps: BTreeMap::new(), weight_bytes: 0, fallback };
+        if let Runner::Lowered(program) = &self.runner {
+            report.runner = "int8 program";
+            report.kernels = program.isa().name();
+            report.weight_bytes = program.weight_bytes();
+            for name in program.step_names() {
+                *report.steps.entry(name).or_default() += 1;
+            }
+        }
+        report
     }
 
     /// Runs samples `[n, ...sample_shape]`, row-major, n >= 1; gives `[n, ...]` outputs, row-major.
@@ -76,10 +162,18 @@ impl Engine {
             let problem = format!("{} values are no whole number of samples of {sample_len}", samples.len());
             return Err(EngineError { action: "run", problem });
         }
-        let at_once = self.batch.unwrap_or(rows);
         let mut outputs = Vec::with_capacity(rows * self.output_len);
-        for part in samples.chunks(at_once * sample_len) {
-            caught("run", || self.run_once(part, at_once, &mut outputs))?;
+        match &self.runner {
+            Runner::Lowered(program) => caught("run", || {
+                program.run(samples, self.threads, &mut outputs);
+                Ok(())
+            })?,
+            Runner::Tract(plan, batch) => {
+                let at_once = batch.unwrap_or(rows);
+                for part in samples.chunks(at_once * sample_len) {
+                    caught("run", || self.run_once(plan, part, at_once, &mut outputs))?;
+                }
+            }
         }
         if outputs.len() == rows * self.output_len {
             return Ok(outputs);
@@ -89,9 +183,15 @@ impl Engine {
         Err(EngineError { action: "run", problem })
     }
 
-    fn run_once(&self, samples: &[f32], rows: usize, outputs: &mut Vec<f32>) -> TractResult<()> {
+    fn run_once(
+        &self,
+        plan: &Arc<TypedRunnableModel>,
+        samples: &[f32],
+        rows: usize,
+        outputs: &mut Vec<f32>,
+    ) -> TractResult<()> {
         let shape: Vec<usize> = std::iter::once(rows).chain(self.sample_shape.iter().copied()).collect();
-        let results = self.plan.run(tvec!(TValue::from(Tensor::from_shape(&shape, samples)?)))?;
+        let results = plan.run(tvec!(TValue::from(Tensor::from_shape(&shape, samples)?)))?;
         if let Some(result) = results.first() {
             outputs.extend(result.to_plain_array_view::<f32>()?.iter());
         }
