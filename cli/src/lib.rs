@@ -9,6 +9,8 @@ mod demo;
 mod enrol;
 #[cfg(feature = "node")]
 mod infer;
+#[cfg(all(feature = "coordinator", feature = "node"))]
+mod learn;
 mod model;
 #[cfg(feature = "node")]
 mod node;
