@@ -11,6 +11,8 @@ mod enrol;
 mod infer;
 #[cfg(feature = "node")]
 mod measure;
+#[cfg(all(feature = "coordinator", feature = "node"))]
+mod learn;
 mod model;
 #[cfg(feature = "node")]
 mod node;

@@ -1,5 +1,5 @@
 //! `fedge model`: check, inspect, quantize files; publish, list, fetch versions. `bench` and `run` are in `measure`.
-//! What a sound model is, and how it is quantized, is the crate `models`' matter.
+//! What a sound model is, and how it is quantized, is the crate `models`' matter; training on this machine is `learn`.
 
 use std::path::{Path, PathBuf};
 
@@ -29,6 +29,15 @@ pub(crate) enum Command {
     /// Run an ONNX file on inputs of an .npz file
     #[cfg(feature = "node")]
     Run(crate::measure::Run),
+    /// Train an ONNX file on this machine, as a node would: the centralized baseline
+    #[cfg(all(feature = "coordinator", feature = "node"))]
+    Train(Box<crate::learn::Train>),
+    /// How well does an ONNX file answer?
+    #[cfg(all(feature = "coordinator", feature = "node"))]
+    Evaluate(crate::learn::Evaluate),
+    /// The trainer's gradients of a batch, to compare with another framework's
+    #[cfg(all(feature = "coordinator", feature = "node"))]
+    Gradients(crate::learn::Gradients),
     /// Give a model file to the coordinator as version 1 of a lineage
     Publish(Publish),
     /// Versions that the coordinator holds
@@ -49,6 +58,12 @@ impl Command {
             Command::Bench(bench) => bench.run(),
             #[cfg(feature = "node")]
             Command::Run(run) => run.run(),
+            #[cfg(all(feature = "coordinator", feature = "node"))]
+            Command::Train(train) => train.run(),
+            #[cfg(all(feature = "coordinator", feature = "node"))]
+            Command::Evaluate(evaluate) => evaluate.run(),
+            #[cfg(all(feature = "coordinator", feature = "node"))]
+            Command::Gradients(gradients) => gradients.run(),
             Command::Publish(publish) => publish.run().await,
             Command::List(list) => list.run().await,
             Command::Get(get) => get.run().await,

@@ -12,9 +12,11 @@ use tract_onnx::prelude::{
     Datum, Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec,
 };
 use tract_onnx::tract_hir::infer::InferenceFact;
-use tract_onnx::tract_hir::internal::{DimLike, IntoRunnable, IntoTensor, SymbolValues, TDim, TypedModel, bail};
+use tract_onnx::tract_hir::internal::{
+    DimLike, IntoRunnable, IntoTensor, SymbolScope, SymbolValues, TDim, TypedModel, bail,
+};
 
-use crate::{ElementType, Model, ModelError, TensorSignature, pb};
+use crate::{ElementType, Model, ModelError, TensorSignature, growth, pb};
 
 /// Most elements that any value of the model may have for one sample: 1 GiB of float32.
 const MAX_VALUE_LEN: usize = 1 << 28;
@@ -111,15 +113,19 @@ impl FloatRunner {
 fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<TypedRunnableModel>> {
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
     onnx.provider = Arc::new(NoExternalData);
+    let fact = |symbols: &SymbolScope| {
+        let batch = match input.fixed_batch() {
+            Some(batch) => batch.to_dim(),
+            None => TDim::from(symbols.sym("fedge_batch")),
+        };
+        let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
+        InferenceFact::dt_shape(f32::datum_type(), dims)
+    };
+    growth::check(&onnx, &proto, &fact)?;
     let model = onnx.model_for_proto_model(&proto)?;
     // tract has the weights now, and is about to pack them: a third copy would raise the most memory that loading takes.
     drop(proto);
-    let batch = match input.fixed_batch() {
-        Some(batch) => batch.to_dim(),
-        None => TDim::from(model.symbols.sym("fedge_batch")),
-    };
-    let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
-    let fact = InferenceFact::dt_shape(f32::datum_type(), dims);
+    let fact = fact(&model.symbols);
     let model = model.with_input_fact(0, fact)?.into_typed()?;
     check_sizes(&model)?;
     model.into_optimized()?.into_runnable()

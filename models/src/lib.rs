@@ -5,6 +5,7 @@ pub mod digest;
 pub mod error;
 pub mod external;
 pub mod float;
+mod growth;
 pub mod layout;
 pub mod model;
 pub mod operators;

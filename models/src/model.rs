@@ -14,7 +14,7 @@ mod interface;
 mod places;
 pub(crate) mod scan;
 mod signature;
-mod sizes;
+pub(crate) mod sizes;
 mod splice;
 mod stream;
 pub(crate) mod tensor;
@@ -154,8 +154,8 @@ impl Model {
 
     /// What stops this model from being trained, node by node; empty where nothing does.
     pub fn untrainable(&self) -> Vec<UnsupportedOperator> {
-        let Inner { graph, opset, layout, input, output, .. } = &*self.inner;
-        operators::untrainable(graph, *opset, layout, input, output)
+        let Inner { graph, layout, input, output, .. } = &*self.inner;
+        operators::untrainable(graph, layout, input, output)
     }
 }
 

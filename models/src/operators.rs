@@ -83,12 +83,11 @@ pub(crate) fn check(node: &pb::NodeProto, opset: i64) -> Result<(), ModelError> 
 /// What stops the nodes and parameters of a checked graph from being trained.
 pub(crate) fn untrainable(
     graph: &pb::GraphProto,
-    opset: i64,
     layout: &Layout,
     input: &TensorSignature,
     output: &TensorSignature,
 ) -> Vec<UnsupportedOperator> {
-    let around = restrictions::Surroundings::of(graph, opset, output);
+    let around = restrictions::Surroundings::of(graph, output);
     let nodes = graph.node.iter().filter_map(|node| {
         let reason = match find(&node.op_type) {
             Some(operator) if operator.trainable => restrictions::stops_training(node, &around)?,

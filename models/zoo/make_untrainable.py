@@ -1,4 +1,4 @@
-"""Makes `untrainable.onnx`: a sound model with an operator (HardSwish, node "swish") that training lacks.
+"""Makes `untrainable.onnx`: a sound model with an operator (Sign, node "sign") that training lacks.
 
     python models/zoo/make_untrainable.py      (needs the package onnx)
 """
@@ -14,7 +14,7 @@ def main():
     weight = numpy_helper.from_array(np.linspace(-1, 1, 40, dtype=np.float32).reshape(4, 10), "weight")
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["product"], name="product"),
-        helper.make_node("HardSwish", ["product"], ["y"], name="swish"),
+        helper.make_node("Sign", ["product"], ["y"], name="sign"),
     ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])

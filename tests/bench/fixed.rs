@@ -11,6 +11,7 @@ use fedge_node::federation::learner::{Client, Evaluated, Holdings, Job, Learner,
 use fedge_node::federation::outbox::Metrics;
 use fedge_node::federation::shelf::Shelf;
 use fedge_node::status::ServedModel;
+use fedge_node::training::Objective;
 
 use crate::vector;
 
@@ -86,7 +87,7 @@ impl Learner for FixedVector {
         }))
     }
 
-    async fn evaluate(&self, _: &Client, _: &Version, _: f64) -> Result<Evaluated, String> {
+    async fn evaluate(&self, _: &Client, _: &Version, _: &Objective, _: f64) -> Result<Evaluated, String> {
         Err("a node of the benchmarks evaluates nothing: set rounds.evaluate_every = 0".to_owned())
     }
 }

@@ -1,9 +1,9 @@
 //! Translates between the wire's types and the rounds' own. Wire types end here.
-//! Nothing is decided here: a message that can't be translated is refused with what is wrong in it.
+//! Nothing is decided here: a message that can't be translated is refused with what is wrong in it. Plans are in `plan`.
 
 use fedge_models::Digest;
 use fedge_proto::federation::{
-    self as wire, EvaluateAssignment, PollReply, ServeInstruction, TrainAssignment, poll_reply, training_plan,
+    self as wire, EvaluateAssignment, PollReply, ServeInstruction, TrainAssignment, poll_reply,
 };
 use fedge_proto::model::ModelVersion;
 use fedge_proto::operators::{NodeRound, RoundSummary, Task};
@@ -11,13 +11,17 @@ use fedge_proto::update::{Coding, Encoding};
 
 use super::board::{Board, TaskView};
 use super::state::{
-    AssignmentId, CheckStatus, Evaluation, Phase, RoundOutcome, TaskOutcome, TaskState, TrainedUpdate, WorkStatus,
+    AssignmentId, CheckStatus, Evaluation, Phase, RoundOutcome, TaskOutcome, TrainedUpdate, WorkStatus,
 };
-use super::task::{Loss, TaskSpec};
+use super::task::TaskSpec;
 use crate::aggregate::fixed_point::MAX_EXAMPLES;
 use crate::registry::nodes::NodeServing;
 use crate::store::models::ModelRow;
 use crate::store::tasks::{RoundRow, TaskRow};
+
+mod plan;
+
+pub use plan::{training_plan, training_plan_of};
 
 /// Longest text that a node may send along (a reason, an address).
 const MAX_TEXT: usize = 1000;
@@ -227,6 +231,8 @@ fn assignment_of(
         round: task.state.round,
         version: Some(model_version(board.row(task.state.base.digest)?)),
         deadline_ms: now(deadline_ms),
+        loss: plan::loss(&task.spec).into(),
+        loss_options: Some(plan::loss_options(&task.spec)),
     }))
 }
 
@@ -247,37 +253,6 @@ fn fingerprint(reply: &PollReply) -> u64 {
     first.copy_from_slice(&digest.as_bytes()[..8]);
     // 0 stands for "nothing seen yet".
     u64::from_le_bytes(first).max(1)
-}
-
-/// A task's training plan as nodes get it.
-pub fn training_plan(spec: &TaskSpec, state: &TaskState) -> wire::TrainingPlan {
-    let (plan, client) = (&spec.training, spec.strategy.client());
-    let loss = match plan.loss {
-        Loss::CrossEntropy => wire::Loss::CrossEntropy,
-    };
-    // Before the first round the server's control variate is all zeros, and there is no file.
-    let control = client.control_variates.then(|| match &state.server {
-        Some(server) => {
-            wire::ControlVariate { digest: server.digest.as_bytes().to_vec(), size_bytes: server.size_bytes }
-        }
-        None => wire::ControlVariate::default(),
-    });
-    wire::TrainingPlan {
-        epochs: plan.epochs,
-        batch_size: plan.batch_size,
-        seed: plan.seed,
-        loss: loss.into(),
-        optimizer: Some(training_plan::Optimizer::Sgd(wire::Sgd {
-            learning_rate: plan.learning_rate,
-            momentum: plan.momentum,
-            weight_decay: plan.weight_decay,
-        })),
-        proximal_mu: spec.training.proximal_mu,
-        coding: Some(wire_coding(&spec.updates.coding())),
-        accept_partial: client.accept_partial,
-        loss_base: client.loss_base,
-        control,
-    }
 }
 
 /// A task as operators see it.

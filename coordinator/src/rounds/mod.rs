@@ -21,4 +21,5 @@ pub mod state;
 mod status;
 pub mod step;
 pub mod task;
+pub mod training;
 pub mod upload;

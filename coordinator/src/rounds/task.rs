@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use fedge_proto::update::{Coding, Encoding};
 
+use super::training::{OptimizerName, Schedule, TrainingPlan};
 use crate::aggregate::fixed_point::MAX_COHORT;
 use crate::aggregate::strategies::StrategySpec;
 
@@ -122,51 +123,6 @@ pub enum UpdateEncoding {
     TopK,
 }
 
-/// Local training on each node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainingPlan {
-    /// Passes over the local data, 1..=1000.
-    pub epochs: u32,
-    /// Samples a step, 1..=65536.
-    pub batch_size: u32,
-    /// Loss.
-    pub loss: Loss,
-    /// SGD's step size, above 0 and at most 100.
-    pub learning_rate: f32,
-    /// SGD's momentum, 0 <= m < 1.
-    pub momentum: f32,
-    /// L2 penalty added to the gradient, 0..=1.
-    pub weight_decay: f32,
-    /// FedProx's mu (Li et al. 2020, equation 2); 0 switches the proximal term off.
-    pub proximal_mu: f32,
-    /// Seed of the nodes' shuffling; each node and round mixes its own in.
-    pub seed: u64,
-}
-
-impl Default for TrainingPlan {
-    fn default() -> Self {
-        TrainingPlan {
-            epochs: 1,
-            batch_size: 32,
-            loss: Loss::CrossEntropy,
-            learning_rate: 0.01,
-            momentum: 0.9,
-            weight_decay: 0.0,
-            proximal_mu: 0.0,
-            seed: 0,
-        }
-    }
-}
-
-/// Training losses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Loss {
-    /// Softmax cross-entropy from logits, mean over the batch.
-    CrossEntropy,
-}
-
 /// How nodes serve the versions that this task mints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -241,17 +197,7 @@ impl TaskSpec {
         let u = &self.updates;
         require("updates.top_k", u.top_k, u.top_k > 0.0 && u.top_k <= 1.0, "above 0, at most 1")?;
         require("updates.max_norm", u.max_norm, u.max_norm >= 0.0 && u.max_norm.is_finite(), "0 (any norm) or more")?;
-        require("training.epochs", t.epochs, (1..=1000).contains(&t.epochs), "1 to 1000")?;
-        require("training.batch_size", t.batch_size, (1..=65_536).contains(&t.batch_size), "1 to 65536")?;
-        require(
-            "training.learning_rate",
-            t.learning_rate,
-            t.learning_rate > 0.0 && t.learning_rate <= 100.0,
-            "above 0, at most 100",
-        )?;
-        require("training.momentum", t.momentum, (0.0..1.0).contains(&t.momentum), "0 or more, below 1")?;
-        require("training.weight_decay", t.weight_decay, (0.0..=1.0).contains(&t.weight_decay), "0 to 1")?;
-        require("training.proximal_mu", t.proximal_mu, (0.0..=1000.0).contains(&t.proximal_mu), "0 to 1000")?;
+        t.check()?;
         self.check_strategy()?;
         let tolerance = self.serving.int8_tolerance;
         require("serving.int8_tolerance", tolerance, (0.0..=1.0).contains(&tolerance), "0 to 1")
@@ -264,6 +210,18 @@ impl TaskSpec {
         let mu_is_free = t.proximal_mu == 0.0 || (client.proximal_mu.is_none() && !client.plain_sgd);
         require("training.proximal_mu", t.proximal_mu, mu_is_free, "0 with this strategy")?;
         require("training.momentum", t.momentum, t.momentum == 0.0 || !client.plain_sgd, "0 with this strategy")?;
+        if client.fixed_sgd {
+            let sgd = t.optimizer == OptimizerName::Sgd && !t.nesterov;
+            require("training.optimizer", t.optimizer, sgd, "\"sgd\", without nesterov, with this strategy")?;
+            let constant = t.schedule == Schedule::Constant && t.warmup_steps == 0;
+            require(
+                "training.schedule",
+                t.schedule,
+                constant,
+                "\"constant\", without warmup_steps, with this strategy",
+            )?;
+            require("training.clip_norm", t.clip_norm, t.clip_norm == 0.0, "0 with this strategy")?;
+        }
         if client.control_variates {
             let exact = "f32 with this strategy: control variates follow from what was really trained";
             let encoding = self.updates.coding().encoding;
@@ -277,7 +235,8 @@ impl TaskSpec {
     }
 }
 
-fn require(
+/// Refuses a value outside its range.
+pub(super) fn require(
     key: &'static str,
     value: impl std::fmt::Display,
     holds: bool,
@@ -321,6 +280,9 @@ mod tests {
             ("[training]\nlearning_rate = -0.1", "training.learning_rate"),
             ("[training]\nmomentum = 1.0", "training.momentum"),
             ("[training]\nproximal_mu = -1.0", "training.proximal_mu"),
+            ("strategy = \"scaffold\"\n[training]\nmomentum = 0.0\noptimizer = \"adam\"", "training.optimizer"),
+            ("strategy = \"fednova\"\n[training]\nschedule = \"cosine\"", "training.schedule"),
+            ("strategy = \"scaffold\"\n[training]\nmomentum = 0.0\nclip_norm = 1.0", "training.clip_norm"),
             ("[serving]\nint8_tolerance = 2.0", "serving.int8_tolerance"),
         ] {
             let error = TaskSpec::parse(&format!("model = \"m\"\n{line}\n")).unwrap_err();

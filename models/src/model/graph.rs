@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn unknown_foreign_and_hoarding_operators_are_refused_with_advice() {
         for (operator, word) in
-            [("FancyNorm", "catalogue"), ("Tile", "memory"), ("RandomNormal", "random"), ("Loop", "control flow")]
+            [("FancyNorm", "catalogue"), ("OneHot", "memory"), ("RandomNormal", "random"), ("Loop", "control flow")]
         {
             let mut graph = linear();
             graph.node[0].op_type = operator.to_owned();

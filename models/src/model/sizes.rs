@@ -9,6 +9,8 @@ use crate::{ModelError, pb};
 
 /// Most elements of a value that is computed from constants: 256 MiB of float32.
 const MAX_FOLDED: usize = 1 << 26;
+/// Most elements of a constant whose size is computed from shapes; `growth` holds it to that.
+pub(crate) const MAX_GROWN: usize = 1 << 20;
 /// Greatest window, stride, padding or dilation along an axis.
 const MAX_WINDOW: u64 = 1 << 16;
 /// A shape has at most this many dimensions, whatever it is the shape of.
@@ -18,6 +20,8 @@ const MAX_RANK: usize = 16;
 #[derive(Clone)]
 enum Size {
     Shape(Vec<usize>),
+    /// Of rank 0 or 1, with at most so many elements: what is computed of shapes is so.
+    List(usize),
     AtMost(usize),
 }
 
@@ -25,7 +29,15 @@ impl Size {
     fn len(&self) -> usize {
         match self {
             Size::Shape(dims) => dims.iter().fold(1, |product, &dim| product.saturating_mul(dim)),
-            Size::AtMost(len) => *len,
+            Size::List(len) | Size::AtMost(len) => *len,
+        }
+    }
+
+    fn is_list(&self) -> bool {
+        match self {
+            Size::Shape(dims) => dims.len() <= 1,
+            Size::List(_) => true,
+            Size::AtMost(_) => false,
         }
     }
 }
@@ -78,21 +90,56 @@ fn folded(
         "Constant" => {
             let listed = attributes::ints(node, "value_ints").len().max(attributes::floats(node, "value_floats").len());
             let shape = attributes::tensor(node, "value").map(tensor::shape).transpose()?;
-            return Ok(Some(shape.map_or(Size::AtMost(listed.max(1)), Size::Shape)));
+            return Ok(Some(shape.map_or(Size::List(listed.max(1)), Size::Shape)));
         }
-        "Shape" => return Ok(Some(Size::AtMost(MAX_RANK))),
+        // The shape of a list is one number.
+        "Shape" => {
+            let of = node.input.first().and_then(|name| constants.get(name.as_str()));
+            return Ok(Some(Size::List(if of.is_some_and(Size::is_list) { 1 } else { MAX_RANK })));
+        }
+        "Size" => return Ok(Some(Size::List(1))),
         "Pad" => check_pad(node, graph, constants)?,
         _ => {}
     }
     let inputs = node.input.iter().filter(|name| !name.is_empty()).map(|name| constants.get(name.as_str()));
     let Some(inputs) = inputs.collect::<Option<Vec<&Size>>>() else { return Ok(None) };
     let first = || inputs.first().map_or(Size::AtMost(1), |size| (*size).clone());
+    let known = |slot: usize| known(node, slot, graph);
     Ok(Some(match node.op_type.as_str() {
-        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min" | "Mean" | "Sum" | "And" | "Or" | "Equal" | "Greater"
-        | "GreaterOrEqual" | "Less" | "LessOrEqual" | "Where" | "PRelu" => broadcast(&inputs),
-        "MatMul" | "Gemm" | "Gather" => Size::AtMost(product(&inputs)),
-        "Concat" => Size::AtMost(inputs.iter().fold(0, |sum, size| sum.saturating_add(size.len()))),
-        "Conv" | "ConvTranspose" | "MaxPool" | "AveragePool" | "Pad" => {
+        "Expand" => match (known(1), first()) {
+            (Some(target), data) => broadcast(&[&data, &Size::Shape(sized(node, &target)?)]),
+            (None, _) => Size::AtMost(MAX_GROWN),
+        },
+        "Tile" => match (known(1), first()) {
+            (Some(times), data) => {
+                Size::AtMost(sized(node, &times)?.iter().fold(data.len(), |len, &times| len.saturating_mul(times)))
+            }
+            (None, _) => Size::AtMost(MAX_GROWN),
+        },
+        "ConstantOfShape" => match known(0) {
+            Some(dims) => Size::Shape(sized(node, &dims)?),
+            None if first().is_list() && first().len() <= 1 => Size::List(MAX_GROWN),
+            None => Size::AtMost(MAX_GROWN),
+        },
+        "Range" => match (known(0).as_deref(), known(1).as_deref(), known(2).as_deref()) {
+            (Some([start]), Some([limit]), Some([step])) if *step != 0 => {
+                let count = limit.abs_diff(*start).div_ceil(step.unsigned_abs());
+                Size::List(usize::try_from(count).unwrap_or(usize::MAX))
+            }
+            _ => Size::List(MAX_GROWN),
+        },
+        "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Pow" | "Max" | "Min" | "Mean" | "Sum" | "And" | "Or" | "Equal"
+        | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "Where" | "PRelu" => broadcast(&inputs),
+        "Gather" if inputs.iter().all(|size| size.is_list()) => Size::List(inputs.get(1).map_or(1, |size| size.len())),
+        "Slice" | "Squeeze" | "Transpose" if first().is_list() => Size::List(first().len()),
+        "Unsqueeze" if first().is_list() && first().len() <= 1 => Size::List(1),
+        "Reshape" if known(1).is_some_and(|target| target.len() <= 1) => Size::List(first().len()),
+        "MatMul" | "Gemm" | "Gather" | "Einsum" | "LSTM" | "GRU" => Size::AtMost(product(&inputs)),
+        "Concat" => {
+            let total = inputs.iter().fold(0, |sum: usize, size| sum.saturating_add(size.len()));
+            if inputs.iter().all(|size| size.is_list()) { Size::List(total) } else { Size::AtMost(total) }
+        }
+        "Conv" | "ConvTranspose" | "MaxPool" | "AveragePool" | "Pad" | "Resize" => {
             return Err(ModelError::node(
                 node,
                 "computes on constants alone; fold the constants before publishing (onnxsim)",
@@ -109,8 +156,34 @@ fn product(inputs: &[&Size]) -> usize {
     inputs.iter().fold(1, |product, size| product.saturating_mul(size.len()))
 }
 
-/// Numpy's rule where all shapes are known, else the product, which no broadcast exceeds.
+/// Values of an integer input that is an initializer or a Constant node.
+fn known(node: &pb::NodeProto, slot: usize, graph: &pb::GraphProto) -> Option<Vec<i64>> {
+    let name = node.input.get(slot).filter(|name| !name.is_empty())?;
+    if let Some(tensor) = graph.initializer.iter().find(|tensor| tensor.name == *name) {
+        return tensor::integers(tensor);
+    }
+    let maker = graph.node.iter().find(|maker| maker.op_type == "Constant" && maker.output.contains(name))?;
+    if attributes::has(maker, "value_int") {
+        return Some(vec![attributes::int(maker, "value_int", 0)]);
+    }
+    match attributes::tensor(maker, "value") {
+        Some(tensor) => tensor::integers(tensor),
+        None => attributes::has(maker, "value_ints").then(|| attributes::ints(maker, "value_ints").to_vec()),
+    }
+}
+
+/// A shape, whose product is within the limit.
+fn sized(node: &pb::NodeProto, dims: &[i64]) -> Result<Vec<usize>, ModelError> {
+    let dims: Option<Vec<usize>> = dims.iter().map(|&dim| usize::try_from(dim).ok()).collect();
+    let refused = || ModelError::node(node, "asks for a shape with negative sizes");
+    dims.filter(|dims| dims.len() <= MAX_RANK).ok_or_else(refused)
+}
+
+/// Numpy's rule where all shapes are known or none has two axes, else the product, which no broadcast exceeds.
 fn broadcast(inputs: &[&Size]) -> Size {
+    if inputs.iter().all(|size| size.is_list()) && !inputs.iter().all(|size| matches!(size, Size::Shape(_))) {
+        return Size::List(inputs.iter().map(|size| size.len()).max().unwrap_or(1));
+    }
     let mut dims: Vec<usize> = Vec::new();
     for size in inputs {
         let Size::Shape(shape) = size else { return Size::AtMost(product(inputs)) };
@@ -173,6 +246,40 @@ mod tests {
         let pair = |name| floats(name, &[100, 200], &[0.0; 20_000]);
         let nodes = vec![node("Mul", &["a", "b"], &["c"]), node("Relu", &["x"], &["y"])];
         Model::from_bytes(bytes(graph(&[-1, 4], &[-1, 4], nodes, vec![pair("a"), pair("b")]))).unwrap();
+    }
+
+    #[test]
+    fn constants_that_short_nodes_ask_for_are_bounded() {
+        let fill = vec![node("ConstantOfShape", &["s"], &["c"]), node("Add", &["x", "c"], &["y"])];
+        assert!(refused(fill, vec![integers("s", &[1 << 20, 1 << 20])]).contains("constants alone"));
+        let expand = vec![node("Expand", &["v", "s"], &["c"]), node("Add", &["x", "c"], &["y"])];
+        let column = || floats("v", &[20_000, 1], &[0.0; 20_000]);
+        assert!(refused(expand, vec![integers("s", &[20_000, 20_000]), column()]).contains("400000000"));
+        let tile = vec![node("Tile", &["v", "s"], &["c"]), node("Add", &["x", "c"], &["y"])];
+        assert!(refused(tile, vec![integers("s", &[20_000, 20_000]), column()]).contains("constants alone"));
+        let range = vec![node("Range", &["a", "b", "c"], &["r"]), node("Add", &["x", "r"], &["y"])];
+        let ends = vec![integers("a", &[0]), integers("b", &[1 << 40]), integers("c", &[1])];
+        assert!(refused(range, ends).contains("constants alone"));
+        let negative = vec![node("ConstantOfShape", &["s"], &["c"]), node("Add", &["x", "c"], &["y"])];
+        assert!(refused(negative, vec![integers("s", &[-1])]).contains("negative"));
+    }
+
+    #[test]
+    fn the_shape_arithmetic_of_exporters_stays_a_list() {
+        let nodes = vec![
+            node("Shape", &["x"], &["s"]),
+            node("Gather", &["s", "zero"], &["n"]),
+            node("Unsqueeze", &["n", "zero"], &["u"]),
+            int(node("Concat", &["u", "minus", "minus"], &["target"]), "axis", 0),
+            node("Shape", &["target"], &["len"]),
+            node("ConstantOfShape", &["len"], &["ones"]),
+            node("Equal", &["target", "ones"], &["same"]),
+            node("Where", &["same", "ones", "target"], &["final"]),
+            node("Expand", &["w", "final"], &["e"]),
+            int(node("Concat", &["x", "e"], &["y"]), "axis", 1),
+        ];
+        let initializers = vec![integers("zero", &[0]), integers("minus", &[-1]), floats("w", &[1, 1, 4], &[0.0; 4])];
+        Model::from_bytes(bytes(graph(&[-1, 4], &[-1, 4], nodes, initializers))).unwrap();
     }
 
     #[test]

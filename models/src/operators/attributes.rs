@@ -37,3 +37,8 @@ pub(crate) fn tensor<'n>(node: &'n NodeProto, name: &str) -> Option<&'n TensorPr
 pub(crate) fn floats<'n>(node: &'n NodeProto, name: &str) -> &'n [f32] {
     find(node, name).map_or(&[], |attribute| &attribute.floats)
 }
+
+/// Empty where the attribute is missing.
+pub(crate) fn strings<'n>(node: &'n NodeProto, name: &str) -> &'n [Vec<u8>] {
+    find(node, name).map_or(&[], |attribute| &attribute.strings)
+}

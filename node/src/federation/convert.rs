@@ -1,5 +1,5 @@
 //! Translates the federation's wire types into the node's own; wire types end here.
-//! A message that can't be translated is an error that names the field; nothing is decided here.
+//! A message that can't be translated is an error that names the field; nothing is decided here. Plans: `convert_plan`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,12 +7,17 @@ use std::time::{Duration, Instant};
 
 use fedge_models::package::check_name;
 use fedge_models::{Digest, Manifest};
-use fedge_proto::federation::{self as wire, poll_reply, training_plan};
+use fedge_proto::federation::{self as wire, poll_reply};
 use fedge_proto::model::ModelVersion;
 use fedge_proto::update::{Coding, Encoding};
 
 use super::pacing::Deadline;
-use crate::training::{Loss, Optimizer, Plan};
+use crate::training::{Objective, Plan};
+
+#[path = "convert_plan.rs"]
+mod plan;
+
+pub use plan::plan;
 
 /// The id that an update or an evaluation answers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,6 +72,8 @@ pub enum Assignment {
         round: u64,
         /// What to evaluate.
         version: Version,
+        /// By which loss.
+        objective: Objective,
     },
 }
 
@@ -134,6 +141,7 @@ pub fn instructions(reply: wire::PollReply, threads: usize, received: Instant) -
             id: assignment_id(&a.assignment_id)?,
             round: a.round,
             version: version(a.version)?,
+            objective: plan::evaluation_objective(a.loss, a.loss_options)?,
         }),
     };
     Ok(Instructions { seen: reply.seen, serve, assignment })
@@ -219,40 +227,6 @@ fn version(version: Option<ModelVersion>) -> Result<Version, String> {
     Ok(Version { manifest: Arc::new(manifest), size_bytes: version.size_bytes })
 }
 
-/// A training plan for one assignment.
-///
-/// # Errors
-/// A sentence that names the field.
-pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Result<Plan, String> {
-    let loss = match plan.loss() {
-        wire::Loss::CrossEntropy => Loss::CrossEntropy,
-        wire::Loss::Unspecified => return Err(format!("loss {} is unknown to this node", plan.loss)),
-    };
-    let Some(training_plan::Optimizer::Sgd(sgd)) = plan.optimizer else {
-        return Err("the optimizer is unknown to this node".into());
-    };
-    // Each node and round shuffles its own way: the assignment's id stands for both.
-    let mut salt = [0; 8];
-    salt.iter_mut().zip(assignment).for_each(|(s, byte)| *s = *byte);
-    let plan = Plan {
-        loss,
-        optimizer: Optimizer::Sgd {
-            learning_rate: sgd.learning_rate,
-            momentum: sgd.momentum,
-            weight_decay: sgd.weight_decay,
-        },
-        epochs: plan.epochs,
-        batch_size: plan.batch_size,
-        seed: plan.seed ^ u64::from_le_bytes(salt),
-        proximal_mu: plan.proximal_mu,
-        // It needs what the node remembers: `work` puts it in.
-        correction: None,
-        threads,
-    };
-    plan.validate().map_err(|e| e.to_string())?;
-    Ok(plan)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod test_assignments {
@@ -302,16 +276,13 @@ pub(crate) mod test_assignments {
                 batch_size: 32,
                 seed: 0,
                 loss: wire::Loss::CrossEntropy.into(),
-                optimizer: Some(training_plan::Optimizer::Sgd(wire::Sgd {
+                optimizer: Some(wire::training_plan::Optimizer::Sgd(wire::Sgd {
                     learning_rate: 0.1,
                     momentum: 0.0,
-                    weight_decay: 0.0,
+                    ..Default::default()
                 })),
-                proximal_mu: 0.0,
                 coding: Some(wire::Coding { encoding: wire::Encoding::F32.into(), top_k: 0.0, zstd: false }),
-                accept_partial: false,
-                loss_base: false,
-                control: None,
+                ..Default::default()
             }),
             deadline_ms: 1000,
         }
@@ -333,6 +304,8 @@ pub(crate) mod test_assignments {
             round: 1,
             version: Some(wire_version(number.into())),
             deadline_ms: 1000,
+            loss: 0,
+            loss_options: None,
         }
     }
 

@@ -15,6 +15,7 @@ use super::participant::{self, Effect, Event, Participant, Phase};
 use super::session::{self, Session};
 use super::upload::{self, Delivery};
 use super::work::{Training, Workshop};
+use crate::training::Objective;
 
 /// First and longest pause between attempts at something that failed.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -145,7 +146,9 @@ impl Driver {
                     let training = Training { id, task, base, plan, terms, deadline };
                     workshop.train(&session.client(), training, flag).await.map(|()| Event::Trained(id))
                 }
-                (Assignment::Evaluate { version, .. }, _) => evaluate(&session, &workshop, id, &version, &serve).await,
+                (Assignment::Evaluate { version, objective, .. }, _) => {
+                    evaluate(&session, &workshop, id, (&version, &objective), &serve).await
+                }
             };
             let _ = events.send(done.unwrap_or_else(|reason| Event::Failed(id, reason))).await;
         });
@@ -170,11 +173,11 @@ async fn evaluate(
     session: &Session,
     workshop: &Workshop,
     id: AssignmentId,
-    version: &Version,
+    (version, objective): (&Version, &Objective),
     serve: &watch::Receiver<Vec<(Version, f64)>>,
 ) -> Result<Event, String> {
     let wanted = serve.borrow().iter().find(|(v, _)| v.manifest.name == version.manifest.name).map(|(_, t)| *t);
-    let report = workshop.evaluate(&session.client(), id, version, wanted.unwrap_or(1.0)).await?;
+    let report = workshop.evaluate(&session.client(), id, version, objective, wanted.unwrap_or(1.0)).await?;
     let tell = || {
         let (mut client, report) = (session.client(), report.clone());
         async move { client.report_evaluation(report).await }

@@ -15,7 +15,7 @@ use super::versions::Versions;
 use crate::inference::Serving;
 use crate::samples::{Sample, SampleStore};
 use crate::status::ServedModel;
-use crate::training::{self, Dataset, TrainingError};
+use crate::training::{self, Dataset, Loss, Objective, TrainingError};
 
 /// A node's own part: what it serves and the samples that it holds.
 #[derive(Debug)]
@@ -77,14 +77,21 @@ impl Learner for Edge {
         }))
     }
 
-    async fn evaluate(&self, client: &Client, version: &Version, int8_tolerance: f64) -> Result<Evaluated, String> {
+    async fn evaluate(
+        &self,
+        client: &Client,
+        version: &Version,
+        objective: &Objective,
+        int8_tolerance: f64,
+    ) -> Result<Evaluated, String> {
         let serving = self.versions.serve(client, version, int8_tolerance).await.map_err(|e| e.to_string())?;
         let package = self.versions.package(client, version).await.map_err(|e| e.to_string())?;
         let samples = self.samples.held_out_set(&version.manifest.name).await.map_err(|e| e.to_string())?;
         if samples.is_empty() {
             return Err(format!("no held-out samples for model {:?}", version.manifest.name));
         }
-        let work = move || evaluate(&package, &serving, samples);
+        let objective = objective.clone();
+        let work = move || evaluate(&package, &serving, &objective, samples);
         tokio::task::spawn_blocking(work).await.map_err(|e| format!("evaluation was interrupted: {e}"))?
     }
 }
@@ -99,7 +106,7 @@ pub fn train(model: Model, base: impl Read, data: &Dataset, run: &Run) -> Result
     let started = Instant::now();
     let places = model.places().clone();
     let loss_base = match run.loss_base {
-        true => Some(training::evaluate(&model, data).map_err(|e| e.to_string())?.loss),
+        true => Some(training::evaluate_by(&model, data, &run.plan.objective).map_err(|e| e.to_string())?.loss),
         false => None,
     };
     let pace = run.until.map(|until| Mutex::new(Pace::new(until)));
@@ -136,13 +143,20 @@ fn locked(pace: &Mutex<Pace>) -> std::sync::MutexGuard<'_, Pace> {
     pace.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn evaluate(package: &Package, serving: &Serving, samples: Vec<Sample>) -> Result<Evaluated, String> {
-    let correct_served = served_correctly(serving, &samples)?;
+/// Right answers are counted for cross-entropy alone: other outputs have no largest class.
+fn evaluate(
+    package: &Package,
+    serving: &Serving,
+    objective: &Objective,
+    samples: Vec<Sample>,
+) -> Result<Evaluated, String> {
+    let classes = objective.loss == Loss::CrossEntropy;
+    let correct_served = if classes { served_correctly(serving, &samples)? } else { 0 };
     let data = dataset(package, samples).map_err(|e| e.to_string())?;
-    let float = training::evaluate(&package.model, &data).map_err(|e| e.to_string())?;
+    let float = training::evaluate_by(&package.model, &data, objective).map_err(|e| e.to_string())?;
     Ok(Evaluated {
         examples: float.examples,
-        correct_float: float.correct,
+        correct_float: if classes { float.correct } else { 0 },
         correct_served,
         loss: float.loss,
         precision: serving.precision().name().to_owned(),
@@ -181,7 +195,7 @@ mod tests {
     use fedge_models::{Manifest, Preprocessing};
 
     use super::*;
-    use crate::training::{Loss, Optimizer, Plan};
+    use crate::training::{Optimizer, Plan};
 
     const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/zoo/digits_cnn.onnx");
 
@@ -208,16 +222,8 @@ mod tests {
     }
 
     fn run(until: Option<Instant>, loss_base: bool) -> Run {
-        let plan = Plan {
-            loss: Loss::CrossEntropy,
-            optimizer: Optimizer::Sgd { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0 },
-            epochs: 2,
-            batch_size: 16,
-            seed: 0,
-            proximal_mu: 0.0,
-            correction: None,
-            threads: 1,
-        };
+        let plan =
+            Plan { optimizer: Optimizer::sgd(0.1, 0.0, 0.0), epochs: 2, batch_size: 16, seed: 0, ..Plan::default() };
         Run { plan, loss_base, until, cancel: Arc::default() }
     }
 

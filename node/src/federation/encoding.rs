@@ -8,7 +8,7 @@ use fedge_proto::update::{self, EncodeError};
 
 use super::convert::{AssignmentId, Terms};
 use super::learner::Trained;
-use crate::training::{Optimizer, Plan};
+use crate::training::Plan;
 
 /// Writes the update's payload to `out`. `trained.delta` has the task's last residual added where the coding is lossy;
 /// after it, it holds what the coding lost now: the next residual. Gives SCAFFOLD's new control variate of this node,
@@ -45,7 +45,7 @@ struct OwnControl {
 impl OwnControl {
     /// Before encoding: as if all of `delta` were sent.
     fn new(plan: &Plan, trained: &Trained) -> OwnControl {
-        let Optimizer::Sgd { learning_rate, .. } = plan.optimizer;
+        let learning_rate = plan.optimizer.learning_rate();
         let slope = 1.0 / (trained.metrics.steps.max(1) as f64 * f64::from(learning_rate));
         let correction = plan.correction.as_deref().unwrap_or_default();
         let corrections = correction.iter().copied().chain(std::iter::repeat(0.0));
@@ -76,7 +76,7 @@ mod tests {
 
     use super::*;
     use crate::federation::outbox::Metrics;
-    use crate::training::{self, Loss};
+    use crate::training::{self, Loss, Optimizer};
 
     #[test]
     fn after_one_step_on_all_samples_the_control_variate_is_the_gradient() {
@@ -87,14 +87,11 @@ mod tests {
         let (_, gradients) = training::gradients(&model, &data, Loss::CrossEntropy).unwrap();
         let len = model.layout().exchanged_len();
         let plan = Plan {
-            loss: Loss::CrossEntropy,
-            optimizer: Optimizer::Sgd { learning_rate: 0.25, momentum: 0.0, weight_decay: 0.0 },
+            optimizer: Optimizer::sgd(0.25, 0.0, 0.0),
             epochs: 1,
             batch_size: 32,
-            seed: 0,
-            proximal_mu: 0.0,
             correction: Some((0..len).map(|i| (i % 5) as f32 / 10.0 - 0.2).collect()),
-            threads: 1,
+            ..Plan::default()
         };
         let outcome = training::train(&model, &data, &plan, &|_| (), &AtomicBool::new(false)).unwrap();
         let base = model.weights();

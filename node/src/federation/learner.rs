@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use super::convert::Version;
 use super::outbox::Metrics;
 use crate::status::ServedModel;
-use crate::training::Plan;
+use crate::training::{Objective, Plan};
 
 /// A client of the federation service.
 pub type Client = FederationClient<Channel>;
@@ -36,11 +36,17 @@ pub trait Learner: fmt::Debug + Send + Sync {
     /// What is missing.
     async fn train(&self, client: &Client, base: &Version, run: Run) -> Result<Job, String>;
 
-    /// Evaluates a version on samples that are never trained on.
+    /// Evaluates a version, by this loss, on samples that are never trained on.
     ///
     /// # Errors
     /// Why not.
-    async fn evaluate(&self, client: &Client, version: &Version, int8_tolerance: f64) -> Result<Evaluated, String>;
+    async fn evaluate(
+        &self,
+        client: &Client,
+        version: &Version,
+        objective: &Objective,
+        int8_tolerance: f64,
+    ) -> Result<Evaluated, String>;
 }
 
 /// A training that is ready to run, off the executor.

@@ -16,7 +16,7 @@ use super::memory::{Key, Leftover, Memory};
 use super::outbox::{Announcement, Outbox};
 use super::pacing::Deadline;
 use super::record::RecordError;
-use crate::training::Plan;
+use crate::training::{Objective, Plan};
 
 /// Largest weight that the coordinator takes.
 const MAX_EXAMPLES: u64 = 1 << 20;
@@ -87,7 +87,7 @@ impl Workshop {
         tokio::task::spawn_blocking(work).await.map_err(|e| format!("training was interrupted: {e}"))?
     }
 
-    /// Evaluates a version.
+    /// Evaluates a version by a loss.
     ///
     /// # Errors
     /// A sentence for the coordinator and the log.
@@ -96,9 +96,10 @@ impl Workshop {
         client: &Client,
         id: AssignmentId,
         version: &Version,
+        objective: &Objective,
         int8_tolerance: f64,
     ) -> Result<EvaluationReport, String> {
-        let evaluated = self.learner.evaluate(client, version, int8_tolerance).await?;
+        let evaluated = self.learner.evaluate(client, version, objective, int8_tolerance).await?;
         Ok(EvaluationReport {
             assignment_id: id.0.to_vec(),
             examples: evaluated.examples,

@@ -11,7 +11,7 @@ use super::super::fake::Fake;
 use super::super::learner::{Evaluated, Holdings, Job};
 use super::super::outbox::Metrics;
 use super::*;
-use crate::training::Optimizer;
+use crate::training::{Objective, Optimizer};
 
 /// A device whose training gives this; what it was asked for last is kept.
 #[derive(Debug, Clone, Default)]
@@ -58,7 +58,7 @@ impl Learner for Fixed {
         }))
     }
 
-    async fn evaluate(&self, _: &Client, _: &Version, _: f64) -> Result<Evaluated, String> {
+    async fn evaluate(&self, _: &Client, _: &Version, _: &Objective, _: f64) -> Result<Evaluated, String> {
         let precision = "float".to_owned();
         Ok(Evaluated { examples: 3, correct_float: 2, correct_served: 1, loss: 0.5, precision })
     }
@@ -187,8 +187,7 @@ async fn scaffolds_correction_and_own_control_variate_are_those_computed_by_hand
     let room = Room::new().await;
     let server = room.fake.put(bytes(&[1.0, 2.0]));
     let mut training = training(1);
-    let Optimizer::Sgd { learning_rate, .. } = &mut training.plan.optimizer;
-    *learning_rate = 0.5;
+    training.plan.optimizer = Optimizer::sgd(0.5, 0.0, 0.0);
     let fixed = fixed(&[-3.0, 1.5], 3);
     let correction = || {
         let run = fixed.asked.lock().unwrap().clone().unwrap();
@@ -216,8 +215,7 @@ async fn the_control_variate_counts_what_was_sent_and_not_what_was_lost() {
     let mut training = training(1);
     training.terms.coding = top_k(0.5);
     training.terms.control = Some(Control::Zeros);
-    let Optimizer::Sgd { learning_rate, .. } = &mut training.plan.optimizer;
-    *learning_rate = 0.5;
+    training.plan.optimizer = Optimizer::sgd(0.5, 0.0, 0.0);
     let fixed = fixed(&[-4.0, 3.0], 2);
     assert_eq!(room.round(&fixed, &training).await, [-4.0, 0.0]);
     training.id.0[0] = 2;

@@ -19,7 +19,6 @@ pub(super) type PlainTensor = FlexTensor;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Precision {
     Single,
-    #[cfg_attr(not(test), allow(dead_code))]
     Double,
 }
 

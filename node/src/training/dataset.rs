@@ -1,4 +1,4 @@
-//! Labelled samples in memory, already preprocessed, and their check against a model; sets may share one memory.
+//! Samples with their targets in memory, already preprocessed, and their check against a model; sets may share one memory.
 //! Where samples come from and how they are kept is `samples`' matter.
 
 use std::sync::Arc;
@@ -7,7 +7,64 @@ use fedge_models::Model;
 
 use super::TrainingError;
 
-/// Labelled samples for classification, ready for the model's input. Clones and selections share the numbers.
+/// What the outputs for some samples should be, sample after sample.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Targets {
+    /// Class indices.
+    Classes {
+        /// One a sample, or `shape`'s product of them.
+        labels: Vec<u32>,
+        /// Shape of one sample's labels; empty: one label.
+        shape: Vec<usize>,
+    },
+    /// Numbers to come close to.
+    Values {
+        /// `shape`'s product of them a sample; finite.
+        values: Vec<f32>,
+        /// Shape of one sample's targets.
+        shape: Vec<usize>,
+    },
+}
+
+impl Targets {
+    /// Shape of one sample's targets.
+    pub(super) fn shape(&self) -> &[usize] {
+        let (Targets::Classes { shape, .. } | Targets::Values { shape, .. }) = self;
+        shape
+    }
+
+    /// The class indices; none where targets are numbers.
+    pub(super) fn labels(&self) -> &[u32] {
+        match self {
+            Targets::Classes { labels, .. } => labels,
+            Targets::Values { .. } => &[],
+        }
+    }
+
+    /// Whether targets are numbers and not classes.
+    pub(super) fn is_values(&self) -> bool {
+        matches!(self, Targets::Values { .. })
+    }
+
+    /// Targets of the samples of these indices; indices past the end are left out.
+    fn select(&self, rows: impl Iterator<Item = usize>) -> Targets {
+        fn pick<T: Copy>(all: &[T], len: usize, rows: impl Iterator<Item = usize>) -> Vec<T> {
+            let row = |row: usize| all.get(row.checked_mul(len)?..row.checked_mul(len)?.checked_add(len)?);
+            rows.filter_map(row).flatten().copied().collect()
+        }
+        let len = self.shape().iter().product();
+        match self {
+            Targets::Classes { labels, shape } => {
+                Targets::Classes { labels: pick(labels, len, rows), shape: shape.clone() }
+            }
+            Targets::Values { values, shape } => {
+                Targets::Values { values: pick(values, len, rows), shape: shape.clone() }
+            }
+        }
+    }
+}
+
+/// Samples with their targets, ready for the model's input. Clones and selections share the numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
     samples: Arc<Samples>,
@@ -19,7 +76,8 @@ pub struct Dataset {
 struct Samples {
     /// `[samples, sample_len]`, row-major.
     inputs: Vec<f32>,
-    labels: Vec<u32>,
+    targets: Targets,
+    count: usize,
     shape: Vec<usize>,
     /// Product of `shape`, at least 1.
     len: usize,
@@ -32,28 +90,39 @@ impl Dataset {
     /// Refused: no samples, lengths that do not match, an empty sample shape's product of 0 or overflow, and NaN or
     /// infinity (with the sample's number). Labels are checked against the model's classes when the data is used.
     pub fn new(inputs: Vec<f32>, labels: Vec<u32>, sample_shape: Vec<usize>) -> Result<Dataset, TrainingError> {
-        let sample_len = sample_shape
-            .iter()
-            .try_fold(1usize, |product, &dim| product.checked_mul(dim))
-            .filter(|&len| len > 0)
+        Dataset::with_targets(inputs, Targets::Classes { labels, shape: Vec::new() }, sample_shape)
+    }
+
+    /// As [`Dataset::new`], with any targets. Targets that are no finite number are refused too.
+    pub fn with_targets(
+        inputs: Vec<f32>,
+        targets: Targets,
+        sample_shape: Vec<usize>,
+    ) -> Result<Dataset, TrainingError> {
+        let sample_len = product(&sample_shape)
             .ok_or_else(|| TrainingError::data(format!("the sample shape {sample_shape:?} has no usable size")))?;
-        if labels.is_empty() {
+        let target_len = product(targets.shape()).ok_or_else(|| {
+            TrainingError::data(format!("the targets' shape {:?} has no usable size", targets.shape()))
+        })?;
+        let given = match &targets {
+            Targets::Classes { labels, .. } => labels.len(),
+            Targets::Values { values, .. } => values.len(),
+        };
+        let count = given / target_len;
+        if count == 0 {
             return Err(TrainingError::data("there are no samples; collect at least one"));
         }
-        if labels.len().checked_mul(sample_len) != Some(inputs.len()) {
+        if given % target_len != 0 || count.checked_mul(sample_len) != Some(inputs.len()) {
             return Err(TrainingError::data(format!(
-                "{} numbers do not make {} samples of shape {sample_shape:?} ({sample_len} numbers each)",
+                "{} numbers do not make {count} samples of shape {sample_shape:?} ({sample_len} numbers each)",
                 inputs.len(),
-                labels.len()
             )));
         }
-        if let Some(index) = inputs.iter().position(|value| !value.is_finite()) {
-            let (sample, element) = (index / sample_len + 1, index % sample_len + 1);
-            return Err(TrainingError::data(format!(
-                "sample {sample}, number {element} is NaN or infinite; remove or repair that sample"
-            )));
+        finite(&inputs, sample_len, "number")?;
+        if let Targets::Values { values, .. } = &targets {
+            finite(values, target_len, "target")?;
         }
-        let samples = Samples { inputs, labels, shape: sample_shape, len: sample_len };
+        let samples = Samples { inputs, targets, count, shape: sample_shape, len: sample_len };
         Ok(Dataset { samples: Arc::new(samples), rows: None })
     }
 
@@ -76,7 +145,7 @@ impl Dataset {
     /// Number of samples, at least 1.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.rows.as_ref().map_or(self.samples.labels.len(), |rows| rows.len())
+        self.rows.as_ref().map_or(self.samples.count, |rows| rows.len())
     }
 
     /// Shape of one sample, without the batch.
@@ -84,36 +153,42 @@ impl Dataset {
         &self.samples.shape
     }
 
-    /// Class index of each sample, in order.
+    /// Class index of each sample, in order (of each position, where samples have several); none where targets are numbers.
     pub fn labels(&self) -> Vec<u32> {
         match &self.rows {
-            None => self.samples.labels.clone(),
-            Some(rows) => rows.iter().filter_map(|&row| self.samples.labels.get(row as usize).copied()).collect(),
+            None => self.samples.targets.labels().to_vec(),
+            Some(_) => self.samples.targets.select((0..self.len()).map(|index| self.row(index))).labels().to_vec(),
         }
     }
 
+    /// Shape of one sample's targets, and whether they are numbers.
+    pub(super) fn target_form(&self) -> (&[usize], bool) {
+        (self.samples.targets.shape(), self.samples.targets.is_values())
+    }
+
     /// All samples, copied into one batch.
-    pub(super) fn whole(&self) -> (Vec<f32>, Vec<u32>) {
+    pub(super) fn whole(&self) -> (Vec<f32>, Targets) {
         self.batch(&(0..self.len()).collect::<Vec<_>>())
     }
 
     /// The samples of these indices, copied into one batch; indices past the end are left out.
-    pub(super) fn batch(&self, indices: &[usize]) -> (Vec<f32>, Vec<u32>) {
-        let Samples { inputs: all, labels: all_labels, len, .. } = &*self.samples;
+    pub(super) fn batch(&self, indices: &[usize]) -> (Vec<f32>, Targets) {
+        let Samples { inputs: all, targets, len, count, .. } = &*self.samples;
         let mut inputs = Vec::with_capacity(indices.len() * len);
-        let mut labels = Vec::with_capacity(indices.len());
-        for &index in indices {
-            let row = match &self.rows {
-                None => index,
-                Some(rows) => rows.get(index).map_or(usize::MAX, |&row| row as usize),
-            };
+        let rows = || indices.iter().map(|&index| self.row(index)).filter(|row| row < count);
+        for row in rows() {
             let sample = row.checked_mul(*len).and_then(|start| all.get(start..start.checked_add(*len)?));
-            if let (Some(label), Some(sample)) = (all_labels.get(row), sample) {
-                inputs.extend_from_slice(sample);
-                labels.push(*label);
-            }
+            inputs.extend_from_slice(sample.unwrap_or_default());
         }
-        (inputs, labels)
+        (inputs, targets.select(rows()))
+    }
+
+    /// Where the sample of this index lies among the shared ones.
+    fn row(&self, index: usize) -> usize {
+        match &self.rows {
+            None => index,
+            Some(rows) => rows.get(index).map_or(usize::MAX, |&row| row as usize),
+        }
     }
 
     /// Checks the samples' shape against the model's input.
@@ -132,13 +207,30 @@ impl Dataset {
     /// Checks every label against the number of classes.
     pub(super) fn check_labels(&self, classes: usize) -> Result<(), TrainingError> {
         let labels = self.labels();
-        match labels.iter().enumerate().find(|(_, label)| **label as usize >= classes) {
-            None => Ok(()),
-            Some((index, label)) => Err(TrainingError::data(format!(
-                "sample {} has the label {label}, but the model has {classes} classes (0 to {}); correct the label",
-                index + 1,
-                classes.saturating_sub(1)
-            ))),
+        let Some((index, label)) = labels.iter().enumerate().find(|(_, label)| **label as usize >= classes) else {
+            return Ok(());
+        };
+        let sample = index / product(self.samples.targets.shape()).unwrap_or(1) + 1;
+        Err(TrainingError::data(format!(
+            "sample {sample} has the label {label}, but the model has {classes} classes (0 to {}); correct the label",
+            classes.saturating_sub(1)
+        )))
+    }
+}
+
+/// Number of elements of a shape, at least 1; `None` where it is 0 or overflows.
+fn product(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)).filter(|&len| len > 0)
+}
+
+fn finite(values: &[f32], len: usize, what: &str) -> Result<(), TrainingError> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(index) => {
+            let (sample, element) = (index / len + 1, index % len + 1);
+            Err(TrainingError::data(format!(
+                "sample {sample}, {what} {element} is NaN or infinite; remove or repair that sample"
+            )))
         }
     }
 }
@@ -164,7 +256,24 @@ mod tests {
     #[test]
     fn a_batch_holds_the_asked_samples_in_order() {
         let data = Dataset::new(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], vec![7, 8, 9], vec![2]).unwrap();
-        assert_eq!(data.batch(&[2, 0]), (vec![5.0, 6.0, 1.0, 2.0], vec![9, 7]));
+        assert_eq!(data.batch(&[2, 0]), (vec![5.0, 6.0, 1.0, 2.0], classes(&[9, 7])));
+    }
+
+    #[test]
+    fn targets_of_any_shape_follow_their_samples() {
+        let labels = Targets::Classes { labels: vec![1, 2, 3, 4], shape: vec![2] };
+        let data = Dataset::with_targets(vec![0.5, 0.6], labels, vec![1]).unwrap();
+        assert_eq!(data.batch(&[1]).1, Targets::Classes { labels: vec![3, 4], shape: vec![2] });
+        assert!(data.check_labels(4).unwrap_err().to_string().contains("sample 2 has the label 4"));
+        let values = Targets::Values { values: vec![1.0, f32::NAN], shape: vec![1] };
+        let error = Dataset::with_targets(vec![0.5, 0.6], values, vec![1]).unwrap_err().to_string();
+        assert!(error.contains("sample 2, target 1"), "{error}");
+        let ragged = Targets::Classes { labels: vec![1, 2, 3], shape: vec![2] };
+        assert!(Dataset::with_targets(vec![0.5], ragged, vec![1]).is_err());
+    }
+
+    fn classes(labels: &[u32]) -> Targets {
+        Targets::Classes { labels: labels.to_vec(), shape: vec![] }
     }
 
     #[test]
@@ -172,9 +281,9 @@ mod tests {
         let data = Dataset::new(vec![1.0, 2.0, 3.0, 4.0], vec![7, 8, 9, 10], vec![1]).unwrap();
         let part = data.select(Arc::from([3, 1, 1])).unwrap();
         assert_eq!((part.len(), part.labels()), (3, vec![10, 8, 8]));
-        assert_eq!(part.batch(&[0, 1, 5]), (vec![4.0, 2.0], vec![10, 8]));
+        assert_eq!(part.batch(&[0, 1, 5]), (vec![4.0, 2.0], classes(&[10, 8])));
         assert!(Arc::ptr_eq(&part.samples, &data.samples));
-        assert_eq!(part.select(Arc::from([0])).unwrap().whole(), (vec![4.0], vec![10]));
+        assert_eq!(part.select(Arc::from([0])).unwrap().whole(), (vec![4.0], classes(&[10])));
         assert!(data.select(Arc::from([])).unwrap_err().to_string().contains("no samples"));
         assert!(part.select(Arc::from([3])).unwrap_err().to_string().contains("no sample 3"));
     }

@@ -1,4 +1,4 @@
-//! Trains a model by interpreting its ONNX graph on burn's CPU backend, with plain SGD and cross-entropy.
+//! Trains a model by interpreting its ONNX graph on burn's CPU backend.
 //! Pure computation: nothing here knows of rounds, files, networks or clocks; samples come in preprocessed.
 //!
 //! [`train`] compiles the graph once for the batch size (`graph`, `ops`), then steps: parameters are lifted onto a tape,
@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use fedge_models::{Model, Weights};
 
 mod backend;
+mod compile;
 mod dataset;
 mod error;
 mod graph;
@@ -27,9 +28,10 @@ mod tests;
 mod trainer;
 mod value;
 
-pub use dataset::Dataset;
+pub use dataset::{Dataset, Targets};
 pub use error::TrainingError;
-pub use plan::{Loss, MAX_BATCH_SIZE, MAX_THREADS, Optimizer, Plan};
+pub use loss::{Loss, Objective};
+pub use plan::{MAX_BATCH_SIZE, MAX_THREADS, Optimizer, Plan, Schedule, Trained};
 
 /// How far a run is; reported after each step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,17 +71,28 @@ pub struct Outcome {
 pub struct Evaluation {
     /// Examples that were asked.
     pub examples: u64,
-    /// Those whose largest logit is the label's.
+    /// Answers that can be right or wrong: one an example, or one a position or decision; 0 where outputs are numbers.
+    pub answers: u64,
+    /// Those that are right.
     pub correct: u64,
-    /// Mean cross-entropy, in nats; always finite.
+    /// Mean loss; always finite.
     pub loss: f32,
 }
 
 impl Evaluation {
     /// Share of correct answers, `0.0..=1.0`.
     pub fn accuracy(&self) -> f64 {
-        self.correct as f64 / self.examples.max(1) as f64
+        self.correct as f64 / self.answers.max(1) as f64
     }
+}
+
+/// How [`gradients_of`] computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GradientOptions {
+    /// In double precision.
+    pub double: bool,
+    /// With BatchNormalization's running statistics in place of the batch's.
+    pub frozen_statistics: bool,
 }
 
 /// Trains the model on the data, from the model's own weights, and blocks until it is done; call it off the async
@@ -118,13 +131,31 @@ pub fn train_until(
     pool::run(plan.threads, || trainer::train(model, data, plan, progress, cancel, enough))
 }
 
-/// Asks the model about each sample and compares with the labels; on one low-priority thread.
+/// Asks the model about each sample and compares with the labels by cross-entropy; on one low-priority thread.
 ///
 /// # Errors
 /// As [`train`], and where an output is not finite.
 pub fn evaluate(model: &Model, data: &Dataset) -> Result<Evaluation, TrainingError> {
+    evaluate_by(model, data, &Loss::CrossEntropy.into())
+}
+
+/// As [`evaluate`], by any loss.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_by(model: &Model, data: &Dataset, objective: &Objective) -> Result<Evaluation, TrainingError> {
+    objective.validate()?;
     data.check_shape(model)?;
-    pool::run(1, || trainer::evaluate(model, data))
+    pool::run(1, || trainer::evaluate(model, data, objective))
+}
+
+/// The trainer's own forward pass, in evaluation mode: the shape of the graph's output for all samples, and its numbers.
+///
+/// # Errors
+/// As [`train`].
+pub fn outputs(model: &Model, data: &Dataset) -> Result<(Vec<usize>, Vec<f32>), TrainingError> {
+    data.check_shape(model)?;
+    pool::run(1, || trainer::outputs(model, data))
 }
 
 /// Loss over all the data as one batch, and its gradient with respect to each trainable parameter by name, row-major.
@@ -137,6 +168,31 @@ pub fn gradients(
     data: &Dataset,
     loss: Loss,
 ) -> Result<(f32, BTreeMap<String, Vec<f32>>), TrainingError> {
+    let (loss, gradients) = gradients_of(model, data, &loss.into(), GradientOptions::default())?;
+    let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
+    Ok((loss as f32, gradients.into_iter().map(|(name, values)| (name, single(values))).collect()))
+}
+
+/// As [`gradients`], with every option.
+///
+/// # Errors
+/// As [`train`].
+pub fn gradients_of(
+    model: &Model,
+    data: &Dataset,
+    objective: &Objective,
+    options: GradientOptions,
+) -> Result<(f64, BTreeMap<String, Vec<f64>>), TrainingError> {
+    objective.validate()?;
     data.check_shape(model)?;
-    pool::run(1, || trainer::gradients(model, data, loss))
+    let mode = if options.frozen_statistics { graph::Mode::Frozen } else { graph::Mode::Train };
+    pool::run(1, || {
+        let (parameters, precision) = if options.double {
+            let values: Vec<f64> = model.weights().values().iter().copied().map(f64::from).collect();
+            (parameters::Parameters::from_f64(model.layout(), &values)?, backend::Precision::Double)
+        } else {
+            (parameters::Parameters::from_model(model)?, backend::Precision::Single)
+        };
+        trainer::gradients_at(model, &parameters, data, objective, mode, precision)
+    })
 }

@@ -4,7 +4,7 @@
 use fedge_models::pb::{AttributeProto, NodeProto, attribute_proto::AttributeType};
 
 use super::TrainingError;
-use super::value::{Integers, TensorRef, Value};
+use super::value::{Integers, Kind, TensorRef, Value};
 
 /// A node with its inputs looked up.
 pub(super) struct Node<'g> {
@@ -18,6 +18,11 @@ impl<'g> Node<'g> {
     /// `inputs` are the values of the node's inputs in order, `None` where one is left out.
     pub(super) fn new(proto: &'g NodeProto, inputs: Vec<Option<Value>>, opset: i64, training: bool) -> Node<'g> {
         Node { proto, inputs, opset, training }
+    }
+
+    /// ONNX's name of the operator.
+    pub(super) fn operator(&self) -> &'g str {
+        &self.proto.op_type
     }
 
     /// Version of the default operator set.
@@ -52,7 +57,7 @@ impl<'g> Node<'g> {
 
     /// An input that may be left out.
     pub(super) fn optional(&self, index: usize) -> Option<&Value> {
-        self.inputs.get(index).and_then(Option::as_ref)
+        self.inputs.get(index).and_then(Option::as_ref).filter(|value| !matches!(value, Value::Empty))
     }
 
     /// An input that must be there.
@@ -69,8 +74,30 @@ impl<'g> Node<'g> {
     /// A float tensor that must be there.
     pub(super) fn tensor(&self, index: usize) -> Result<&TensorRef, TrainingError> {
         match self.value(index)? {
-            Value::Tensor(tensor) => Ok(tensor),
+            Value::Tensor(tensor) if tensor.kind == Kind::Float => Ok(tensor),
+            Value::Tensor(TensorRef { kind: Kind::Bool, .. }) => {
+                Err(self.error(format!("its input {:?} holds truth values, not float32", self.input_name(index))))
+            }
             _ => Err(self.error(format!("its input {:?} holds integers, not float32", self.input_name(index)))),
+        }
+    }
+
+    /// A tensor of any kind that must be there.
+    pub(super) fn any(&self, index: usize) -> Result<&TensorRef, TrainingError> {
+        match self.value(index)? {
+            Value::Tensor(tensor) => Ok(tensor),
+            _ => {
+                Err(self
+                    .error(format!("its input {:?} is a short list of integers, not a tensor", self.input_name(index))))
+            }
+        }
+    }
+
+    /// Truth values that must be there.
+    pub(super) fn condition(&self, index: usize) -> Result<&TensorRef, TrainingError> {
+        match self.any(index)? {
+            tensor if tensor.kind == Kind::Bool => Ok(tensor),
+            _ => Err(self.error(format!("its input {:?} holds numbers, not truth values", self.input_name(index)))),
         }
     }
 
@@ -88,6 +115,21 @@ impl<'g> Node<'g> {
                 self.input_name(index)
             ))),
         }
+    }
+
+    /// Number of outputs that the node names.
+    pub(super) fn output_count(&self) -> usize {
+        self.proto.output.len()
+    }
+
+    /// A list of texts; empty where it is not given.
+    pub(super) fn strings(&self, name: &str) -> Result<Vec<String>, TrainingError> {
+        let list = self.attribute(name, AttributeType::Strings)?.map_or(&[][..], |attribute| &attribute.strings);
+        let text = |bytes: &Vec<u8>| String::from_utf8(bytes.clone()).ok();
+        list.iter()
+            .map(text)
+            .collect::<Option<_>>()
+            .ok_or_else(|| self.error(format!("its attribute {name:?} is not text")))
     }
 
     /// Refuses attributes that this trainer does not know, so that none is silently ignored.

@@ -18,7 +18,7 @@ pub(super) struct Parameters {
 /// One exchanged parameter.
 pub(super) struct Parameter {
     pub name: String,
-    /// Whether a gradient is taken; otherwise it is a statistic.
+    /// Whether a gradient is taken; otherwise it is a statistic, or the plan leaves it as it is.
     pub trainable: bool,
     pub values: PlainTensor,
 }
@@ -47,7 +47,6 @@ impl Parameters {
     }
 
     /// Double precision from doubles, for gradient checks.
-    #[cfg_attr(not(test), allow(dead_code))]
     pub(super) fn from_f64(layout: &Arc<Layout>, values: &[f64]) -> Result<Parameters, TrainingError> {
         let take = |range: Range<usize>, shape: &[usize]| {
             tensor_from_f64::<Plain>(values.get(range).unwrap_or_default().to_vec(), shape, Precision::Double)

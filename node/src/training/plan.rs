@@ -1,9 +1,10 @@
-//! What a training run should do: loss, optimizer, epochs, batches, seed; and the ranges that are accepted.
+//! What a training run should do: optimizer, schedule, what is trained, epochs, batches, seed; and the accepted ranges.
 //! How a step applies them is in `loss`, `optimizer` and `trainer`.
 
 use std::sync::Arc;
 
 use super::TrainingError;
+use super::loss::{Loss, Objective};
 
 /// Most examples of one batch.
 pub const MAX_BATCH_SIZE: u32 = 1 << 16;
@@ -14,9 +15,20 @@ pub const MAX_THREADS: usize = 256;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// What is minimised.
-    pub loss: Loss,
+    pub objective: Objective,
     /// How a gradient becomes a step.
     pub optimizer: Optimizer,
+    /// How the learning rate moves over the run.
+    pub schedule: Schedule,
+    /// Steps over which the learning rate grows linearly from its first fraction to the whole; 0: none.
+    pub warmup_steps: u32,
+    /// Largest L2 norm of a batch's gradient over all trained parameters, before weight decay and the terms of federated
+    /// algorithms; a longer one is scaled down to it, as `torch.nn.utils.clip_grad_norm_` does. 0: any.
+    pub clip_norm: f32,
+    /// Which parameters are trained; the others keep their values.
+    pub trained: Trained,
+    /// Normalize by BatchNormalization's running statistics, and leave them as they are.
+    pub frozen_statistics: bool,
     /// Passes over the data, at least 1.
     pub epochs: u32,
     /// Examples of one step, `1..=`[`MAX_BATCH_SIZE`]. An epoch's last batch may be smaller; it is kept.
@@ -28,25 +40,38 @@ pub struct Plan {
     pub proximal_mu: f32,
     /// SCAFFOLD's c − c_i, added to every gradient: one finite value an exchanged parameter, in the layout's order; what
     /// stands for a statistic is not looked at. (Karimireddy et al., SCAFFOLD, ICML 2020, algorithm 1, line 10.) The
-    /// algorithm is one of plain descent, so momentum is refused beside it.
+    /// algorithm is one of plain descent, so anything else is refused beside it.
     pub correction: Option<Arc<[f32]>>,
     /// Threads of the run's own pool, `1..=`[`MAX_THREADS`].
     pub threads: usize,
 }
 
-/// What training minimises, a mean over the batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// Cross-entropy of the softmax of the model's output. A Softmax or LogSoftmax that ends the graph is recognised and
-    /// left out, so files that give logits, probabilities or log-probabilities all train on the logits.
-    CrossEntropy,
+impl Default for Plan {
+    /// One epoch of plain descent on cross-entropy at a rate of 0.01, in batches of 32, on one thread.
+    fn default() -> Plan {
+        Plan {
+            objective: Loss::CrossEntropy.into(),
+            optimizer: Optimizer::sgd(0.01, 0.0, 0.0),
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            clip_norm: 0.0,
+            trained: Trained::All,
+            frozen_statistics: false,
+            epochs: 1,
+            batch_size: 32,
+            seed: 0,
+            proximal_mu: 0.0,
+            correction: None,
+            threads: 1,
+        }
+    }
 }
 
 /// How a gradient becomes a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Optimizer {
-    /// Stochastic gradient descent as `torch.optim.SGD` defines it (dampening 0, no Nesterov):
-    /// g ← g + λw; v ← βv + g (v ← g on the first step); w ← w − ηv.
+    /// Stochastic gradient descent as `torch.optim.SGD` defines it (dampening 0):
+    /// g ← g + λw; v ← βv + g (v ← g on the first step); w ← w − ηv, or with Nesterov's momentum w ← w − η(g + βv).
     Sgd {
         /// η > 0.
         learning_rate: f32,
@@ -54,27 +79,148 @@ pub enum Optimizer {
         momentum: f32,
         /// λ ≥ 0.
         weight_decay: f32,
+        /// Nesterov's momentum; needs β > 0.
+        nesterov: bool,
     },
+    /// Adam (Kingma and Ba 2015, algorithm 1) as `torch.optim.Adam` defines it, or AdamW (Loshchilov and Hutter 2019).
+    Adam {
+        /// η > 0.
+        learning_rate: f32,
+        /// β₁ in `0.0..1.0`.
+        beta1: f32,
+        /// β₂ in `0.0..1.0`.
+        beta2: f32,
+        /// ε > 0, added to the root of the second moment.
+        epsilon: f32,
+        /// λ ≥ 0: added to the gradient as λw or, where decoupled, taken off the weights as ηλw.
+        weight_decay: f32,
+        /// AdamW.
+        decoupled: bool,
+    },
+}
+
+impl Optimizer {
+    /// Stochastic gradient descent without Nesterov's momentum.
+    pub fn sgd(learning_rate: f32, momentum: f32, weight_decay: f32) -> Optimizer {
+        Optimizer::Sgd { learning_rate, momentum, weight_decay, nesterov: false }
+    }
+
+    /// η.
+    pub fn learning_rate(&self) -> f32 {
+        let (Optimizer::Sgd { learning_rate, .. } | Optimizer::Adam { learning_rate, .. }) = self;
+        *learning_rate
+    }
+
+    fn validate(&self) -> Result<(), TrainingError> {
+        positive("learning_rate", self.learning_rate())?;
+        let share = |field, value: f32| match (0.0..1.0).contains(&value) {
+            true => Ok(()),
+            false => Err(refused(field, format!("is {value}; give a number from 0 to below 1"))),
+        };
+        match *self {
+            Optimizer::Sgd { momentum, weight_decay, nesterov, .. } => {
+                share("momentum", momentum)?;
+                if nesterov && momentum == 0.0 {
+                    return Err(refused("nesterov", "needs a momentum above 0".to_owned()));
+                }
+                not_negative("weight_decay", weight_decay)
+            }
+            Optimizer::Adam { beta1, beta2, epsilon, weight_decay, .. } => {
+                share("beta1", beta1)?;
+                share("beta2", beta2)?;
+                positive("epsilon", epsilon)?;
+                not_negative("weight_decay", weight_decay)
+            }
+        }
+    }
+}
+
+/// How the learning rate moves over a run, after its warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    /// It stays.
+    Constant,
+    /// Down to 0 in a straight line.
+    Linear,
+    /// Down to 0 along half a cosine (Loshchilov and Hutter 2017, SGDR, equation 5, without restarts).
+    Cosine,
+}
+
+impl Schedule {
+    /// The factor of the learning rate at a step, counted from 0, of `total`, of which `warmup` come before the schedule.
+    pub(super) fn factor(self, step: u64, total: u64, warmup: u32) -> f32 {
+        let warmup = u64::from(warmup);
+        if step < warmup {
+            return ((step + 1) as f64 / warmup as f64) as f32;
+        }
+        let share = (step - warmup) as f64 / total.saturating_sub(warmup).max(1) as f64;
+        (match self {
+            Schedule::Constant => 1.0,
+            Schedule::Linear => (1.0 - share).max(0.0),
+            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * share.min(1.0)).cos()),
+        }) as f32
+    }
+}
+
+/// Which of a model's trainable parameters a run trains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trained {
+    /// Each of them.
+    All,
+    /// Those whose name fits one of these patterns: `*` stands for any text, `?` for one character. A pattern that fits
+    /// none is refused.
+    Named(Arc<[String]>),
+    /// Those of at most one axis: biases, and the scales and shifts of normalizations.
+    BiasesAndNorms,
+}
+
+impl Trained {
+    /// Whether a trainable parameter of this name and rank is trained.
+    pub(super) fn takes(&self, name: &str, rank: usize) -> bool {
+        match self {
+            Trained::All => true,
+            Trained::Named(patterns) => patterns.iter().any(|pattern| fits(pattern, name)),
+            Trained::BiasesAndNorms => rank <= 1,
+        }
+    }
+}
+
+/// Whether a name fits a pattern of `*` and `?`; in time of at most their lengths' product.
+pub(super) fn fits(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut p, mut n) = (0, 0);
+    // Where the last star was met, and how much of the name it has taken.
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        match (pattern.get(p), star) {
+            (Some('*'), _) => {
+                star = Some((p, n));
+                p += 1;
+            }
+            (Some(&c), _) if c == '?' || Some(&c) == name.get(n) => (p, n) = (p + 1, n + 1),
+            (_, Some((at, taken))) => {
+                star = Some((at, taken + 1));
+                (p, n) = (at + 1, taken + 1);
+            }
+            _ => return false,
+        }
+    }
+    pattern.iter().skip(p).all(|&c| c == '*')
 }
 
 impl Plan {
     /// Checks every range. The error names the field and what is allowed.
     pub fn validate(&self) -> Result<(), TrainingError> {
-        let Optimizer::Sgd { learning_rate, momentum, weight_decay } = self.optimizer;
-        positive("learning_rate", learning_rate)?;
-        if !(0.0..1.0).contains(&momentum) {
-            return Err(refused("momentum", format!("is {momentum}; give a number from 0 to below 1")));
-        }
-        not_negative("weight_decay", weight_decay)?;
+        self.objective.validate()?;
+        self.optimizer.validate()?;
+        not_negative("clip_norm", self.clip_norm)?;
         not_negative("proximal_mu", self.proximal_mu)?;
-        if let Some(correction) = &self.correction {
-            if momentum != 0.0 {
-                return Err(refused("momentum", format!("is {momentum}; beside a correction give 0")));
-            }
-            if let Some(index) = correction.iter().position(|value| !value.is_finite()) {
-                return Err(refused("correction", format!("is not finite at value {index}; give finite numbers")));
-            }
+        if let Trained::Named(patterns) = &self.trained
+            && patterns.is_empty()
+        {
+            return Err(refused("trained", "names no parameters; give at least one pattern".to_owned()));
         }
+        self.validate_correction()?;
         if self.epochs == 0 {
             return Err(refused("epochs", "is 0; give at least 1".to_owned()));
         }
@@ -83,6 +229,27 @@ impl Plan {
         }
         if !(1..=MAX_THREADS).contains(&self.threads) {
             return Err(refused("threads", format!("is {}; give 1 to {MAX_THREADS}", self.threads)));
+        }
+        Ok(())
+    }
+
+    fn validate_correction(&self) -> Result<(), TrainingError> {
+        let Some(correction) = &self.correction else { return Ok(()) };
+        match self.optimizer {
+            Optimizer::Sgd { momentum: 0.0, .. } => {}
+            Optimizer::Sgd { momentum, .. } => {
+                return Err(refused("momentum", format!("is {momentum}; beside a correction give 0")));
+            }
+            Optimizer::Adam { .. } => return Err(refused("optimizer", "must be SGD beside a correction".to_owned())),
+        }
+        if self.schedule != Schedule::Constant || self.warmup_steps > 0 {
+            return Err(refused("schedule", "must be constant, without warm-up, beside a correction".to_owned()));
+        }
+        if self.clip_norm != 0.0 {
+            return Err(refused("clip_norm", format!("is {}; beside a correction give 0", self.clip_norm)));
+        }
+        if let Some(index) = correction.iter().position(|value| !value.is_finite()) {
+            return Err(refused("correction", format!("is not finite at value {index}; give finite numbers")));
         }
         Ok(())
     }
@@ -112,20 +279,17 @@ mod tests {
     use super::*;
 
     fn plan() -> Plan {
-        Plan {
-            loss: Loss::CrossEntropy,
-            optimizer: Optimizer::Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0 },
-            epochs: 1,
-            batch_size: 32,
-            seed: 0,
-            proximal_mu: 0.0,
-            correction: None,
-            threads: 1,
-        }
+        Plan { optimizer: Optimizer::sgd(0.1, 0.9, 0.0), ..Plan::default() }
     }
 
     fn sgd(learning_rate: f32, momentum: f32, weight_decay: f32) -> Plan {
-        Plan { optimizer: Optimizer::Sgd { learning_rate, momentum, weight_decay }, ..plan() }
+        Plan { optimizer: Optimizer::sgd(learning_rate, momentum, weight_decay), ..plan() }
+    }
+
+    fn adam(beta1: f32, beta2: f32, epsilon: f32) -> Plan {
+        let optimizer =
+            Optimizer::Adam { learning_rate: 0.1, beta1, beta2, epsilon, weight_decay: 0.0, decoupled: false };
+        Plan { optimizer, ..plan() }
     }
 
     #[test]
@@ -149,6 +313,15 @@ mod tests {
             ("proximal_mu", Plan { proximal_mu: f32::NAN, ..plan() }),
             ("momentum", Plan { correction: Some([0.0].into()), ..plan() }),
             ("correction", Plan { correction: Some([0.0, f32::NAN].into()), ..sgd(0.1, 0.0, 0.0) }),
+            ("optimizer", Plan { correction: Some([0.0].into()), ..adam(0.9, 0.999, 1e-8) }),
+            ("schedule", Plan { correction: Some([0.0].into()), warmup_steps: 1, ..sgd(0.1, 0.0, 0.0) }),
+            ("clip_norm", Plan { correction: Some([0.0].into()), clip_norm: 1.0, ..sgd(0.1, 0.0, 0.0) }),
+            ("clip_norm", Plan { clip_norm: f32::NAN, ..plan() }),
+            ("beta1", adam(1.0, 0.999, 1e-8)),
+            ("beta2", adam(0.9, -0.1, 1e-8)),
+            ("epsilon", adam(0.9, 0.999, 0.0)),
+            ("trained", Plan { trained: Trained::Named([].into()), ..plan() }),
+            ("huber_delta", Plan { objective: Loss::Huber { delta: -1.0 }.into(), ..plan() }),
             ("epochs", Plan { epochs: 0, ..plan() }),
             ("batch_size", Plan { batch_size: 0, ..plan() }),
             ("batch_size", Plan { batch_size: MAX_BATCH_SIZE + 1, ..plan() }),
@@ -159,5 +332,33 @@ mod tests {
             let error = plan.validate().expect_err(expected);
             assert!(matches!(error, TrainingError::Plan { field, .. } if field == expected), "{error}");
         }
+    }
+
+    #[test]
+    fn schedules_end_near_zero_and_begin_with_their_warm_up() {
+        assert_eq!(Schedule::Constant.factor(7, 10, 0), 1.0);
+        assert_eq!(Schedule::Linear.factor(5, 10, 0), 0.5);
+        assert!((Schedule::Cosine.factor(5, 10, 0) - 0.5).abs() < 1e-6);
+        assert_eq!((0..4).map(|step| Schedule::Linear.factor(step, 8, 4)).collect::<Vec<_>>(), [0.25, 0.5, 0.75, 1.0]);
+        assert_eq!(Schedule::Linear.factor(4, 8, 4), 1.0);
+        assert!(Schedule::Cosine.factor(u64::MAX, 8, 4) < 1e-6);
+    }
+
+    #[test]
+    fn patterns_fit_names_as_shells_do() {
+        for (pattern, name, expected) in [
+            ("fc*", "fc1.weight", true),
+            ("*.bias", "conv1.bias", true),
+            ("*.bias", "conv1.bias2", false),
+            ("layer?.*.weight", "layer4.conv.weight", true),
+            ("layer?.*.weight", "layer10.conv.weight", false),
+            ("*", "", true),
+            ("", "x", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-b-b", false),
+        ] {
+            assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
+        }
+        assert!(Trained::BiasesAndNorms.takes("w", 1) && !Trained::BiasesAndNorms.takes("w", 2));
     }
 }

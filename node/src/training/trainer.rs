@@ -5,19 +5,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::backend::AutodiffBackend;
 use burn::backend::ops::FloatTensorOps;
+use burn::backend::{AutodiffBackend, Backend, TensorMetadata};
 use fedge_models::{Layout, Model, Weights};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::backend::{Plain, PlainTensor, Precision, Taped, leaf, tensor, tensor_from_f64, to_f64};
+use super::dataset::Targets;
 use super::graph::{Mode, Program};
-use super::loss::{CrossEntropy, cross_entropy};
+use super::loss::Loss;
+use super::loss::{Form, Measured, measure};
 use super::ops::{BatchStatistics, follow};
-use super::optimizer::Sgd;
+use super::optimizer::Stepper;
 use super::parameters::Parameters;
-use super::{Dataset, Evaluation, Loss, Outcome, Plan, Progress, TrainingError};
+use super::plan::{Schedule, fits};
+use super::{Dataset, Evaluation, Objective, Outcome, Plan, Progress, Trained, TrainingError};
 
 /// Samples of one forward pass of an evaluation.
 const EVALUATION_BATCH: usize = 128;
@@ -32,27 +35,43 @@ pub(super) struct Session {
     start: Vec<f32>,
     /// SCAFFOLD's c − c_i; empty where the plan has none.
     correction: Arc<[f32]>,
+    objective: Objective,
+    mode: Mode,
     parameters: Parameters,
-    optimizer: Sgd,
+    optimizer: Stepper,
+    schedule: (Schedule, u32),
+    clip_norm: f32,
+    /// Steps that were taken, and those of the whole run.
+    steps: (u64, u64),
     /// One program a batch size: the plan's, and that of an epoch's last batch.
     programs: HashMap<usize, Program<Taped>>,
 }
 
 impl Session {
-    /// Starts from the model's own weights. The plan must be valid.
-    pub(super) fn new(model: Model, plan: &Plan) -> Result<Session, TrainingError> {
+    /// Starts from the model's own weights; the schedule spans `total` steps. The plan must be valid.
+    pub(super) fn new(model: Model, plan: &Plan, total: u64) -> Result<Session, TrainingError> {
         let expected = model.layout().exchanged_len();
         if let Some(given) = plan.correction.as_ref().map(|c| c.len()).filter(|&given| given != expected) {
             let problem = format!("has {given} values, but the model exchanges {expected}; give one for each");
             return Err(TrainingError::Plan { field: "correction", problem });
         }
-        let correction = plan.correction.clone().unwrap_or_default();
-        let parameters = Parameters::from_model(&model)?;
-        let optimizer = Sgd::new(plan.optimizer, plan.proximal_mu, parameters.list.len());
-        let start = if plan.proximal_mu == 0.0 { Vec::new() } else { model.weights().into_values() };
-        let (layout, sample_shape) = (model.layout().clone(), model.input().sample_shape());
-        let programs = HashMap::new();
-        Ok(Session { model: Some(model), layout, sample_shape, start, correction, parameters, optimizer, programs })
+        let mut parameters = Parameters::from_model(&model)?;
+        select(&mut parameters, &plan.trained)?;
+        Ok(Session {
+            layout: model.layout().clone(),
+            sample_shape: model.input().sample_shape(),
+            start: if plan.proximal_mu == 0.0 { Vec::new() } else { model.weights().into_values() },
+            correction: plan.correction.clone().unwrap_or_default(),
+            objective: plan.objective.clone(),
+            mode: if plan.frozen_statistics { Mode::Frozen } else { Mode::Train },
+            optimizer: Stepper::new(plan.optimizer, plan.proximal_mu, parameters.list.len()),
+            schedule: (plan.schedule, plan.warmup_steps),
+            clip_norm: plan.clip_norm,
+            steps: (0, total),
+            programs: HashMap::new(),
+            model: Some(model),
+            parameters,
+        })
     }
 
     /// The program for batches of this size, compiled when it is first asked for.
@@ -63,7 +82,7 @@ impl Session {
             Entry::Vacant(entry) => {
                 let no_model = || TrainingError::graph("has no program for this batch");
                 let model = self.model.as_ref().ok_or_else(no_model)?;
-                entry.insert(Program::compile(model, batch, Mode::Train, Precision::Single)?)
+                entry.insert(Program::compile(model, batch, self.mode, Precision::Single, Some(self.objective.loss))?)
             }
         })
     }
@@ -80,31 +99,46 @@ impl Session {
 
     /// One step on one batch; gives the batch's mean loss before the step. A loss that is not finite is given back and
     /// changes nothing.
-    pub(super) fn step(&mut self, inputs: Vec<f32>, labels: &[u32]) -> Result<f64, TrainingError> {
-        let shape: Vec<usize> = std::iter::once(labels.len()).chain(self.sample_shape.iter().copied()).collect();
-        self.program(labels.len())?;
-        let Some(program) = self.programs.get(&labels.len()) else {
+    pub(super) fn step(&mut self, inputs: Vec<f32>, targets: &Targets) -> Result<f64, TrainingError> {
+        let batch = inputs.len() / self.sample_shape.iter().product::<usize>().max(1);
+        let shape: Vec<usize> = std::iter::once(batch).chain(self.sample_shape.iter().copied()).collect();
+        self.program(batch)?;
+        let Some(program) = self.programs.get(&batch) else {
             return Err(TrainingError::graph("has no program for this batch"));
         };
         let input = tensor::<Plain>(inputs, &shape, Precision::Single)?;
-        let (loss, gradients, statistics) = backward(program, &self.parameters, input, labels, Precision::Single)?;
-        if !loss.is_finite() {
-            return Ok(loss);
+        let task = (&self.objective, form_of(program, &self.objective, targets.shape(), targets.is_values())?);
+        let pass = backward(program, &self.parameters, input, task, targets, Precision::Single)?;
+        if !pass.loss.is_finite() {
+            return Ok(pass.loss);
         }
+        self.descend(pass.gradients);
+        for batch in pass.statistics {
+            self.follow(batch);
+        }
+        Ok(pass.loss)
+    }
+
+    /// Steps every parameter that has a gradient.
+    fn descend(&mut self, gradients: Vec<Option<PlainTensor>>) {
+        let mut gradients: Vec<Option<PlainTensor>> =
+            gradients.into_iter().map(|gradient| gradient.map(|gradient| gradient.to_contiguous())).collect();
+        if self.clip_norm > 0.0 {
+            clip(&mut gradients, self.clip_norm);
+        }
+        let rate = self.schedule.0.factor(self.steps.0, self.steps.1, self.schedule.1);
+        self.steps.0 += 1;
+        self.optimizer.begin();
         let ranges = self.layout.exchanged().map(|(_, range)| range);
         for (index, ((parameter, gradient), range)) in
             self.parameters.list.iter_mut().zip(gradients).zip(ranges).enumerate()
         {
-            let Some(mut gradient) = gradient.map(|gradient| gradient.to_contiguous()) else { continue };
+            let Some(mut gradient) = gradient else { continue };
             let start = self.start.get(range.clone()).unwrap_or_default();
             let correction = self.correction.get(range).unwrap_or_default();
             let (values, gradient) = (parameter.values.storage_mut::<f32>(), gradient.storage_mut::<f32>());
-            self.optimizer.step(index, values, gradient, start, correction);
+            self.optimizer.step(index, rate, values, gradient, start, correction);
         }
-        for batch in statistics {
-            self.follow(batch);
-        }
-        Ok(loss)
     }
 
     /// Moves the running statistics of one BatchNormalization. A batch with one value a channel has no variance, and
@@ -129,36 +163,114 @@ impl Session {
     }
 }
 
-/// What one forward and backward pass gives: the loss, each parameter's gradient (`None` for statistics and for
-/// parameters that the output does not depend on), and the batch's statistics.
-type Pass = (f64, Vec<Option<PlainTensor>>, Vec<BatchStatistics<Taped>>);
+/// Marks which parameters a run trains.
+fn select(parameters: &mut Parameters, trained: &Trained) -> Result<(), TrainingError> {
+    let refused = |problem: String| Err(TrainingError::Plan { field: "trained", problem });
+    if let Trained::Named(patterns) = trained {
+        let names = || parameters.list.iter().filter(|parameter| parameter.trainable).map(|parameter| &parameter.name);
+        if let Some(pattern) = patterns.iter().find(|pattern| !names().any(|name| fits(pattern, name))) {
+            let known: Vec<&str> = names().take(8).map(String::as_str).collect();
+            return refused(format!(
+                "names {pattern:?}, which fits no trainable parameter; among them are {}",
+                known.join(", ")
+            ));
+        }
+    }
+    for parameter in &mut parameters.list {
+        let rank = parameter.values.shape().len();
+        parameter.trainable &= trained.takes(&parameter.name, rank);
+    }
+    // Whether the file has anything to train, the graph says.
+    if *trained == Trained::All || parameters.list.iter().any(|parameter| parameter.trainable) {
+        return Ok(());
+    }
+    refused("leaves no parameter to train; name more".to_owned())
+}
+
+/// Scales gradients down so that their common L2 norm is at most `limit`, as `torch.nn.utils.clip_grad_norm_` does.
+fn clip(gradients: &mut [Option<PlainTensor>], limit: f32) {
+    let squares = gradients.iter().flatten().flat_map(|gradient| gradient.storage::<f32>());
+    let norm = squares.map(|slope| f64::from(*slope) * f64::from(*slope)).sum::<f64>().sqrt();
+    let factor = f64::from(limit) / (norm + 1e-6);
+    if factor < 1.0 {
+        for gradient in gradients.iter_mut().flatten() {
+            gradient.storage_mut::<f32>().iter_mut().for_each(|slope| *slope *= factor as f32);
+        }
+    }
+}
+
+/// How the program's output is compared with targets of this shape (one sample's).
+fn form_of<B: Backend>(
+    program: &Program<B>,
+    objective: &Objective,
+    target: &[usize],
+    values: bool,
+) -> Result<Form, TrainingError> {
+    let form = Form::of(objective.loss, &program.output_shape, target, values)?;
+    match program.softmax_axis {
+        Some(axis) if form.axis != Some(axis) => Err(TrainingError::graph(format!(
+            "ends with a Softmax over axis {axis}, but the labels' shape {target:?} says that the classes lie along another; \
+             bring the labels into the output's shape without its class axis"
+        ))),
+        _ => Ok(form),
+    }
+}
+
+/// Checks all the data against what the program gives.
+fn check<B: Backend>(program: &Program<B>, objective: &Objective, data: &Dataset) -> Result<(), TrainingError> {
+    let (target, values) = data.target_form();
+    let form = form_of(program, objective, target, values)?;
+    if program.output_shape.first() != Some(&program.batch) {
+        return Err(TrainingError::graph(format!(
+            "gives an output of shape {:?} to {} samples; export it with a dynamic batch",
+            program.output_shape, program.batch
+        )));
+    }
+    if let Some(weights) = objective.class_weights.as_ref().filter(|weights| weights.len() != form.classes) {
+        let problem = format!("are {} numbers; the model has {} classes", weights.len(), form.classes);
+        return Err(TrainingError::Plan { field: "class_weights", problem });
+    }
+    match (form.axis, objective.loss) {
+        (Some(_), _) => data.check_labels(form.classes),
+        (None, Loss::BinaryCrossEntropy) if !values => data.check_labels(2),
+        _ => Ok(()),
+    }
+}
+
+/// What one forward and backward pass gives.
+struct Pass {
+    loss: f64,
+    /// Each parameter's gradient; `None` for what is not trained and for what the output does not depend on.
+    gradients: Vec<Option<PlainTensor>>,
+    statistics: Vec<BatchStatistics<Taped>>,
+}
 
 /// Runs forward and backward. The loss's own gradient is computed in closed form and seeds the tape: the sum of
-/// logits ⊙ g has exactly the gradient g at the logits.
+/// outputs ⊙ g has exactly the gradient g at the outputs.
 fn backward(
     program: &Program<Taped>,
     parameters: &Parameters,
     input: PlainTensor,
-    labels: &[u32],
+    (objective, form): (&Objective, Form),
+    targets: &Targets,
     precision: Precision,
 ) -> Result<Pass, TrainingError> {
     let leaves = parameters.leaves();
     let mut statistics = Vec::new();
-    let logits = program.run(&leaves, leaf(input, false), &mut statistics)?;
-    let CrossEntropy { loss, gradient, .. } =
-        cross_entropy(&to_f64(Taped::inner(logits.clone())), labels, program.classes());
+    let outputs = program.run(&leaves, leaf(input, false), &mut statistics)?;
+    let Measured { loss, gradient, .. } = measure(objective, form, &to_f64(Taped::inner(outputs.clone())), targets);
     if !loss.is_finite() {
-        return Ok((loss, Vec::new(), statistics));
+        return Ok(Pass { loss, gradients: Vec::new(), statistics });
     }
-    let seed = tensor_from_f64::<Plain>(gradient, &[labels.len(), program.classes()], precision)?;
-    let seeded = Taped::float_sum(Taped::float_mul(logits, leaf(seed, false)));
+    let seed = tensor_from_f64::<Plain>(gradient, &program.output_shape, precision)?;
+    let seeded = Taped::float_sum(Taped::float_mul(outputs, leaf(seed, false)));
     let mut gradients = Taped::backward(seeded);
     let gradients = leaves
         .iter()
         .zip(&parameters.list)
         .map(|(leaf, parameter)| if parameter.trainable { Taped::grad_remove(leaf, &mut gradients) } else { None })
         .collect();
-    Ok((loss, gradients, statistics))
+    Ok(Pass { loss, gradients, statistics })
 }
 
 /// Trains; `plan` and the data's shape are checked already.
@@ -170,11 +282,15 @@ pub(super) fn train(
     cancel: &AtomicBool,
     enough: &(dyn Fn() -> bool + Sync),
 ) -> Result<Outcome, TrainingError> {
-    let mut session = Session::new(model, plan)?;
     let batch_size = (plan.batch_size as usize).min(data.len());
-    data.check_labels(session.program(batch_size)?.classes())?;
-    session.settle(Some(data.len() % batch_size).filter(|last| *last > 0))?;
     let steps_total = u64::from(plan.epochs) * data.len().div_ceil(batch_size) as u64;
+    let mut session = Session::new(model, plan, steps_total)?;
+    let program = session.program(batch_size)?;
+    if !program.learned {
+        return Err(TrainingError::graph("has an output that no trainable parameter takes part in"));
+    }
+    check(program, &plan.objective, data)?;
+    session.settle(Some(data.len() % batch_size).filter(|last| *last > 0))?;
     let (mut step, mut partial) = (0, false);
     let (mut loss_first, mut loss_last) = (0.0, 0.0);
     'epochs: for epoch in 1..=plan.epochs {
@@ -188,8 +304,8 @@ pub(super) fn train(
                 partial = true;
                 break 'epochs;
             }
-            let (inputs, labels) = data.batch(indices);
-            let loss = session.step(inputs, &labels)?;
+            let (inputs, targets) = data.batch(indices);
+            let loss = session.step(inputs, &targets)?;
             step += 1;
             if !loss.is_finite() {
                 return Err(TrainingError::Diverged { step, epoch, what: "the loss" });
@@ -223,61 +339,94 @@ fn shuffled(len: usize, seed: u64, epoch: u32) -> Vec<usize> {
 }
 
 /// Loss and accuracy with frozen statistics; nothing is put on a tape.
-pub(super) fn evaluate(model: &Model, data: &Dataset) -> Result<Evaluation, TrainingError> {
-    let parameters = Parameters::from_model(model)?.plain();
-    let (mut correct, mut loss_sum) = (0, 0.0);
-    let indices: Vec<usize> = (0..data.len()).collect();
-    let mut program: Option<(usize, Program<Plain>)> = None;
-    for indices in indices.chunks(EVALUATION_BATCH) {
-        let (size, program) = match program.take() {
-            Some((size, compiled)) if size == indices.len() => program.insert((size, compiled)),
-            _ => {
-                let compiled = Program::compile(model, indices.len(), Mode::Evaluate, Precision::Single)?;
-                data.check_labels(compiled.classes())?;
-                program.insert((indices.len(), compiled))
-            }
-        };
-        let (inputs, labels) = data.batch(indices);
-        let shape: Vec<usize> = std::iter::once(*size).chain(data.sample_shape().iter().copied()).collect();
-        let input = tensor::<Plain>(inputs, &shape, Precision::Single)?;
-        let logits = to_f64(program.run(&parameters, input, &mut Vec::new())?);
-        if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
-            let sample = indices.first().copied().unwrap_or_default() + index / program.classes() + 1;
-            return Err(TrainingError::NotFinite { sample });
+pub(super) fn evaluate(model: &Model, data: &Dataset, objective: &Objective) -> Result<Evaluation, TrainingError> {
+    let (mut correct, mut answers, mut loss_sum, mut weight_sum) = (0, 0, 0.0, 0.0);
+    let mut first = 0;
+    over_batches(model, data, Some(objective), |program, targets, outputs| {
+        if let Some(index) = outputs.iter().position(|output| !output.is_finite()) {
+            let len = outputs.len() / program.batch;
+            return Err(TrainingError::NotFinite { sample: first + index / len.max(1) + 1 });
         }
-        let result = cross_entropy(&logits, &labels, program.classes());
+        let form = form_of(program, objective, targets.shape(), targets.is_values())?;
+        let result = measure(objective, form, &outputs, targets);
         correct += result.correct as u64;
-        loss_sum += result.loss * labels.len() as f64;
-    }
-    Ok(Evaluation { examples: data.len() as u64, correct, loss: (loss_sum / data.len() as f64) as f32 })
+        answers += result.answers as u64;
+        loss_sum += result.loss * result.weight;
+        weight_sum += result.weight;
+        first += program.batch;
+        Ok(())
+    })?;
+    let loss = if weight_sum > 0.0 { (loss_sum / weight_sum) as f32 } else { 0.0 };
+    Ok(Evaluation { examples: data.len() as u64, answers, correct, loss })
 }
 
-/// Loss and gradients over all the data as one batch.
-pub(super) fn gradients(
+/// The graph's whole output for every sample, row-major, and its shape.
+pub(super) fn outputs(model: &Model, data: &Dataset) -> Result<(Vec<usize>, Vec<f32>), TrainingError> {
+    let (mut shape, mut all) = (Vec::new(), Vec::new());
+    over_batches(model, data, None, |program, _, outputs| {
+        if program.output_shape.first() != Some(&program.batch) {
+            return Err(TrainingError::graph(format!(
+                "gives an output of shape {:?} to {} samples; export it with a dynamic batch",
+                program.output_shape, program.batch
+            )));
+        }
+        all.extend(outputs.iter().map(|&output| output as f32));
+        shape.clone_from(&program.output_shape);
+        Ok(())
+    })?;
+    if let Some(batch) = shape.first_mut() {
+        *batch = data.len();
+    }
+    Ok((shape, all))
+}
+
+/// Runs the model over the data, batch by batch, in evaluation mode.
+fn over_batches(
     model: &Model,
     data: &Dataset,
-    loss: Loss,
-) -> Result<(f32, BTreeMap<String, Vec<f32>>), TrainingError> {
-    let Loss::CrossEntropy = loss;
-    let parameters = Parameters::from_model(model)?;
-    let (loss, gradients) = gradients_at(model, &parameters, data, Precision::Single)?;
-    let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
-    Ok((loss as f32, gradients.into_iter().map(|(name, values)| (name, single(values))).collect()))
+    objective: Option<&Objective>,
+    mut each: impl FnMut(&Program<Plain>, &Targets, Vec<f64>) -> Result<(), TrainingError>,
+) -> Result<(), TrainingError> {
+    let parameters = Parameters::from_model(model)?.plain();
+    let indices: Vec<usize> = (0..data.len()).collect();
+    let batch = model.input().fixed_batch().unwrap_or(EVALUATION_BATCH);
+    let mut compiled: Option<Program<Plain>> = None;
+    for indices in indices.chunks(batch) {
+        let program = match compiled.take() {
+            Some(program) if program.batch == indices.len() => compiled.insert(program),
+            _ => {
+                let loss = objective.map(|objective| objective.loss);
+                let program = Program::compile(model, indices.len(), Mode::Evaluate, Precision::Single, loss)?;
+                if let Some(objective) = objective {
+                    check(&program, objective, data)?;
+                }
+                compiled.insert(program)
+            }
+        };
+        let (inputs, targets) = data.batch(indices);
+        let shape: Vec<usize> = std::iter::once(indices.len()).chain(data.sample_shape().iter().copied()).collect();
+        let input = tensor::<Plain>(inputs, &shape, Precision::Single)?;
+        each(program, &targets, to_f64(program.run(&parameters, input, &mut Vec::new())?))?;
+    }
+    Ok(())
 }
 
-/// As [`gradients`], at any parameters and in either precision.
+/// Loss and gradients over all the data as one batch, at any parameters and in either precision.
 pub(super) fn gradients_at(
     model: &Model,
     parameters: &Parameters,
     data: &Dataset,
+    objective: &Objective,
+    mode: Mode,
     precision: Precision,
 ) -> Result<(f64, BTreeMap<String, Vec<f64>>), TrainingError> {
-    let program = Program::compile(model, data.len(), Mode::Train, precision)?;
-    data.check_labels(program.classes())?;
+    let program = Program::compile(model, data.len(), mode, precision, Some(objective.loss))?;
+    check(&program, objective, data)?;
     let shape: Vec<usize> = std::iter::once(data.len()).chain(data.sample_shape().iter().copied()).collect();
-    let (inputs, labels) = data.whole();
+    let (inputs, targets) = data.whole();
     let input = tensor::<Plain>(inputs, &shape, precision)?;
-    let (loss, gradients, _) = backward(&program, parameters, input, &labels, precision)?;
+    let task = (objective, form_of(&program, objective, targets.shape(), targets.is_values())?);
+    let Pass { loss, gradients, .. } = backward(&program, parameters, input, task, &targets, precision)?;
     if !loss.is_finite() {
         return Err(TrainingError::Diverged { step: 1, epoch: 1, what: "the loss" });
     }

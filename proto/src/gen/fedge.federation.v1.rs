@@ -101,7 +101,7 @@ pub struct TrainAssignment {
     #[prost(uint64, tag = "6")]
     pub deadline_ms: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EvaluateAssignment {
     #[prost(bytes = "vec", tag = "1")]
     pub assignment_id: ::prost::alloc::vec::Vec<u8>,
@@ -113,6 +113,11 @@ pub struct EvaluateAssignment {
     pub version: ::core::option::Option<super::super::model::v1::ModelVersion>,
     #[prost(uint64, tag = "5")]
     pub deadline_ms: u64,
+    /// What the task minimises; unspecified: cross-entropy.
+    #[prost(enumeration = "Loss", tag = "6")]
+    pub loss: i32,
+    #[prost(message, optional, tag = "7")]
+    pub loss_options: ::core::option::Option<LossOptions>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TrainingPlan {
@@ -141,7 +146,27 @@ pub struct TrainingPlan {
     /// SCAFFOLD: the node keeps a control variate of its own and corrects each step by (server's - own).
     #[prost(message, optional, tag = "10")]
     pub control: ::core::option::Option<ControlVariate>,
-    #[prost(oneof = "training_plan::Optimizer", tags = "5")]
+    #[prost(message, optional, tag = "12")]
+    pub loss_options: ::core::option::Option<LossOptions>,
+    /// How the learning rate moves over the node's run; unspecified: it stays.
+    #[prost(enumeration = "Schedule", tag = "13")]
+    pub schedule: i32,
+    /// Steps over which it grows to its whole first.
+    #[prost(uint32, tag = "14")]
+    pub warmup_steps: u32,
+    /// Largest L2 norm of a batch's gradient; 0: any.
+    #[prost(float, tag = "15")]
+    pub clip_norm: f32,
+    /// Patterns (\* and ?) of the parameters that are trained; none: all.
+    #[prost(string, repeated, tag = "16")]
+    pub trained: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Parameters of at most one axis alone are trained.
+    #[prost(bool, tag = "17")]
+    pub biases_and_norms: bool,
+    /// BatchNormalization uses its running statistics and leaves them.
+    #[prost(bool, tag = "18")]
+    pub frozen_statistics: bool,
+    #[prost(oneof = "training_plan::Optimizer", tags = "5, 11")]
     pub optimizer: ::core::option::Option<training_plan::Optimizer>,
 }
 /// Nested message and enum types in `TrainingPlan`.
@@ -150,7 +175,21 @@ pub mod training_plan {
     pub enum Optimizer {
         #[prost(message, tag = "5")]
         Sgd(super::Sgd),
+        #[prost(message, tag = "11")]
+        Adam(super::Adam),
     }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LossOptions {
+    /// Huber's delta, above 0.
+    #[prost(float, tag = "1")]
+    pub huber_delta: f32,
+    /// Cross-entropy: share of a target that is spread over all classes, 0 to below 1.
+    #[prost(float, tag = "2")]
+    pub label_smoothing: f32,
+    /// Cross-entropy: a weight for each class; none: all count the same.
+    #[prost(float, repeated, tag = "3")]
+    pub class_weights: ::prost::alloc::vec::Vec<f32>,
 }
 /// The server's control variate: little-endian f32, one an exchanged parameter. An empty digest: all zeros.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -168,6 +207,24 @@ pub struct Sgd {
     pub momentum: f32,
     #[prost(float, tag = "3")]
     pub weight_decay: f32,
+    #[prost(bool, tag = "4")]
+    pub nesterov: bool,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Adam {
+    #[prost(float, tag = "1")]
+    pub learning_rate: f32,
+    #[prost(float, tag = "2")]
+    pub beta1: f32,
+    #[prost(float, tag = "3")]
+    pub beta2: f32,
+    #[prost(float, tag = "4")]
+    pub epsilon: f32,
+    #[prost(float, tag = "5")]
+    pub weight_decay: f32,
+    /// AdamW: the decay acts on the weights and not on the gradient.
+    #[prost(bool, tag = "6")]
+    pub decoupled: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DownloadRequest {
@@ -340,9 +397,45 @@ pub struct DeclineRequest {
 pub struct DeclineReply {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
+pub enum Schedule {
+    Unspecified = 0,
+    Constant = 1,
+    Linear = 2,
+    Cosine = 3,
+}
+impl Schedule {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SCHEDULE_UNSPECIFIED",
+            Self::Constant => "SCHEDULE_CONSTANT",
+            Self::Linear => "SCHEDULE_LINEAR",
+            Self::Cosine => "SCHEDULE_COSINE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SCHEDULE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SCHEDULE_CONSTANT" => Some(Self::Constant),
+            "SCHEDULE_LINEAR" => Some(Self::Linear),
+            "SCHEDULE_COSINE" => Some(Self::Cosine),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
 pub enum Loss {
     Unspecified = 0,
     CrossEntropy = 1,
+    BinaryCrossEntropy = 2,
+    MeanSquaredError = 3,
+    MeanAbsoluteError = 4,
+    Huber = 5,
 }
 impl Loss {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -353,6 +446,10 @@ impl Loss {
         match self {
             Self::Unspecified => "LOSS_UNSPECIFIED",
             Self::CrossEntropy => "LOSS_CROSS_ENTROPY",
+            Self::BinaryCrossEntropy => "LOSS_BINARY_CROSS_ENTROPY",
+            Self::MeanSquaredError => "LOSS_MEAN_SQUARED_ERROR",
+            Self::MeanAbsoluteError => "LOSS_MEAN_ABSOLUTE_ERROR",
+            Self::Huber => "LOSS_HUBER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -360,6 +457,10 @@ impl Loss {
         match value {
             "LOSS_UNSPECIFIED" => Some(Self::Unspecified),
             "LOSS_CROSS_ENTROPY" => Some(Self::CrossEntropy),
+            "LOSS_BINARY_CROSS_ENTROPY" => Some(Self::BinaryCrossEntropy),
+            "LOSS_MEAN_SQUARED_ERROR" => Some(Self::MeanSquaredError),
+            "LOSS_MEAN_ABSOLUTE_ERROR" => Some(Self::MeanAbsoluteError),
+            "LOSS_HUBER" => Some(Self::Huber),
             _ => None,
         }
     }

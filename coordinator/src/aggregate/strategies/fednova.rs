@@ -17,7 +17,7 @@ pub(super) struct FedNova {}
 
 impl Strategy for FedNova {
     fn client(&self) -> super::ClientTerms {
-        super::ClientTerms { accept_partial: true, ..super::ClientTerms::default() }
+        super::ClientTerms { accept_partial: true, fixed_sgd: true, ..super::ClientTerms::default() }
     }
 
     fn shares(&self, facts: &UpdateFacts) -> Result<Vec<Share>, String> {

@@ -32,7 +32,7 @@ impl Strategy for Scaffold {
     }
 
     fn client(&self) -> ClientTerms {
-        ClientTerms { control_variates: true, plain_sgd: true, ..ClientTerms::default() }
+        ClientTerms { control_variates: true, plain_sgd: true, fixed_sgd: true, ..ClientTerms::default() }
     }
 
     fn sums(&self) -> usize {

@@ -72,6 +72,8 @@ pub struct ClientTerms {
     pub loss_base: bool,
     /// Local training is SGD with neither momentum nor a proximal term; the plan must say so.
     pub plain_sgd: bool,
+    /// The strategy computes with how far SGD's steps reach: no other optimizer, a constant rate, no clipping.
+    pub fixed_sgd: bool,
     /// No rounds: a version whenever so many updates are in.
     pub asynchronous: Option<Buffer>,
 }

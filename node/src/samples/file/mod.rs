@@ -28,6 +28,27 @@ pub enum RowLabel {
     Index(u32),
 }
 
+/// What the outputs for a file's rows should be, where they are not one label a row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RowTargets {
+    /// The rows' own labels say it.
+    Labels,
+    /// Class indices, `shape`'s product of them a row.
+    Classes {
+        /// All rows' indices, row after row.
+        labels: Vec<u32>,
+        /// Shape of one row's labels.
+        shape: Vec<usize>,
+    },
+    /// Numbers, `shape`'s product of them a row; finite.
+    Values {
+        /// All rows' numbers, row after row.
+        values: Vec<f32>,
+        /// Shape of one row's numbers.
+        shape: Vec<usize>,
+    },
+}
+
 /// The rows of one file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledRows {
@@ -121,6 +142,30 @@ pub fn read_with_nodes(path: &Path, column: &str) -> Result<LabelledRows, FileEr
             problem: format!("such files have no column {column:?}; say whose each row is in another way"),
         }),
     }
+}
+
+/// As [`read`], with targets of any shape: an .npz file's labels may have the shape `[rows, ...]`. `numbers`: targets are
+/// numbers to come close to, floats of the .npz file or the text of a CSV file's label column.
+pub fn read_with_targets(path: &Path, numbers: bool) -> Result<(LabelledRows, RowTargets), FileError> {
+    if matches!(format(path)?, Format::Npz) {
+        return npz::read_targets(path, &read_bytes(path)?, numbers);
+    }
+    let rows = read(path)?;
+    if !numbers {
+        return Ok((rows, RowTargets::Labels));
+    }
+    let number = |(row, label): (usize, &RowLabel)| match label {
+        RowLabel::Index(index) => Ok(*index as f32),
+        RowLabel::Text(text) => {
+            text.parse().ok().filter(|value: &f32| value.is_finite()).ok_or_else(|| FileError::Row {
+                path: path.to_owned(),
+                row: rows.first_row + row,
+                problem: format!("the target {} is no finite number", show(label)),
+            })
+        }
+    };
+    let values = rows.labels.iter().enumerate().map(number).collect::<Result<_, _>>()?;
+    Ok((rows, RowTargets::Values { values, shape: Vec::new() }))
 }
 
 /// Reads rows of `sample_len` values that may lack labels (to ask a model, or to calibrate on): a CSV row is labelled

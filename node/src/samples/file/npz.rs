@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::npy::{self, Array, Values};
 use super::zip::{self, Entry};
-use super::{FileError, LabelledRows, RowLabel};
+use super::{FileError, LabelledRows, RowLabel, RowTargets};
 
 const INPUT_NAMES: [&str; 3] = ["x", "inputs", "data"];
 const LABEL_NAMES: [&str; 3] = ["y", "labels", "label"];
@@ -41,6 +41,58 @@ pub(super) fn read(
         rows.nodes = nodes_of(path, name, load(entry)?, rows.len())?;
     }
     Ok(rows)
+}
+
+/// Reads the file with targets of any shape. `numbers`: floats are numbers to come close to, not class indices.
+pub(super) fn read_targets(path: &Path, bytes: &[u8], numbers: bool) -> Result<(LabelledRows, RowTargets), FileError> {
+    let refused = |problem: String| FileError::File { path: path.to_owned(), problem };
+    let entries =
+        zip::entries(bytes).map_err(|problem| refused(format!("is no .npz file, or a damaged one: {problem}")))?;
+    let entry = find(&entries, &LABEL_NAMES).map_err(refused)?;
+    let entry = entry.ok_or_else(|| refused(missing("labels", &LABEL_NAMES, &entries)))?;
+    let array = zip::content(bytes, entry).and_then(|content| npy::parse(&content));
+    let Array { shape, values } =
+        array.map_err(|problem| refused(format!("array {:?}: {problem}", super::shorten(&entry.name))))?;
+    let one_a_row = matches!(shape[..], [_] | [_, 1]);
+    let targets = match values {
+        Values::Float(values) if numbers => {
+            #[allow(clippy::cast_possible_truncation, reason = "models give float32; an overflow is refused below")]
+            let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(refused(format!("array {:?} holds NaN or infinity; drop or repair its rows", entry.name)));
+            }
+            RowTargets::Values { values, shape: shape.get(1..).unwrap_or_default().to_vec() }
+        }
+        Values::Integer(values) if !one_a_row => {
+            let labels: Option<Vec<u32>> = values.iter().map(|&value| u32::try_from(value).ok()).collect();
+            let labels = labels.ok_or_else(|| {
+                refused(format!("array {:?} holds negative labels; labels are class indices from 0", entry.name))
+            })?;
+            RowTargets::Classes { labels, shape: shape.get(1..).unwrap_or_default().to_vec() }
+        }
+        _ => return Ok((read(path, bytes, true, None)?, RowTargets::Labels)),
+    };
+    let rows = read_inputs_alone(path, bytes)?;
+    if shape.first() != Some(&rows.len()) {
+        return Err(refused(format!(
+            "array {:?} has the shape {shape:?}, but the inputs have {} rows; targets need one entry a row",
+            entry.name,
+            rows.len()
+        )));
+    }
+    Ok((rows, targets))
+}
+
+/// The inputs, whatever the labels are.
+fn read_inputs_alone(path: &Path, bytes: &[u8]) -> Result<LabelledRows, FileError> {
+    let refused = |problem: String| FileError::File { path: path.to_owned(), problem };
+    let entries =
+        zip::entries(bytes).map_err(|problem| refused(format!("is no .npz file, or a damaged one: {problem}")))?;
+    let inputs = find(&entries, &INPUT_NAMES).map_err(refused)?;
+    let inputs = inputs.ok_or_else(|| refused(missing("inputs", &INPUT_NAMES, &entries)))?;
+    let array = zip::content(bytes, inputs).and_then(|content| npy::parse(&content));
+    let array = array.map_err(|problem| refused(format!("array {:?}: {problem}", super::shorten(&inputs.name))))?;
+    inputs_of(path, &inputs.name, array)
 }
 
 fn inputs_of(path: &Path, name: &str, array: Array) -> Result<LabelledRows, FileError> {

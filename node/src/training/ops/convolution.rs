@@ -1,11 +1,13 @@
-//! Conv over one or two spatial axes, with groups, dilations and padding of either side.
+//! Conv and ConvTranspose over one or two spatial axes, with groups, dilations and padding of either side.
 //! The window's arithmetic is in `window`.
 
 use burn::backend::Backend;
-use burn::backend::ops::ConvOptions;
+use burn::backend::ops::{ConvOptions, ConvTransposeOptions};
 
 use super::super::TrainingError;
+use super::super::backend::Tensor;
 use super::super::node::Node;
+use super::select::range;
 use super::window::Window;
 use super::{Built, Kernel};
 
@@ -51,7 +53,7 @@ pub(super) fn conv<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErro
         axes => return Err(node.error(format!("it has {axes} spatial axes; training has Conv with 1 or 2"))),
     };
     let inputs = [Some(x), Some(weight), bias].into_iter().flatten().cloned().collect();
-    Ok(Built::Step { inputs, shape, kernel })
+    Ok(Built::step(inputs, shape, kernel))
 }
 
 fn options<const N: usize>(node: &Node<'_>, window: &Window, groups: usize) -> Result<ConvOptions<N>, TrainingError> {
@@ -61,4 +63,74 @@ fn options<const N: usize>(node: &Node<'_>, window: &Window, groups: usize) -> R
         return Err(node.error("its window does not match its axes"));
     };
     Ok(ConvOptions::new_with_padding(strides, pads, dilations, groups))
+}
+
+pub(super) fn conv_transpose<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+    node.expect_attributes(&[
+        "kernel_shape",
+        "strides",
+        "dilations",
+        "pads",
+        "auto_pad",
+        "group",
+        "output_padding",
+        "output_shape",
+    ])?;
+    node.expect_inputs(2..=3)?;
+    let (x, weight, bias) = (node.tensor(0)?, node.tensor(1)?, node.optional_tensor(2)?);
+    let ([batch, channels, spatial @ ..], [inputs, filters, kernel @ ..]) =
+        (x.shape.as_slice(), weight.shape.as_slice())
+    else {
+        return Err(node.error(format!("shapes {:?} and {:?} are no image and filter", x.shape, weight.shape)));
+    };
+    let groups = usize::try_from(node.int("group", 1)?).ok().filter(|&groups| groups > 0 && inputs % groups == 0);
+    let outputs = groups.and_then(|groups| filters.checked_mul(groups));
+    let (Some(groups), Some(outputs)) =
+        (groups, outputs.filter(|_| inputs == channels && spatial.len() == kernel.len()))
+    else {
+        return Err(node.error(format!("a filter of shape {:?} does not fit {:?}", weight.shape, x.shape)));
+    };
+    if let Some(bias) = bias
+        && bias.shape != [outputs]
+    {
+        return Err(node.error(format!("a bias of shape {:?} does not fit {outputs} filters", bias.shape)));
+    }
+    let (window, more, cuts) = Window::transposed(node, spatial, kernel)?;
+    let mut shape = vec![*batch, outputs];
+    shape.extend(cuts.iter().map(|(_, size)| size));
+    let run: AffineRun<B> = match spatial.len() {
+        1 => {
+            let options = transposed::<1>(node, &window, &more, groups)?;
+            Box::new(move |x, weight, bias| B::conv_transpose1d(x, weight, bias, options.clone()))
+        }
+        2 => {
+            let options = transposed::<2>(node, &window, &more, groups)?;
+            Box::new(move |x, weight, bias| B::conv_transpose2d(x, weight, bias, options.clone()))
+        }
+        axes => return Err(node.error(format!("it has {axes} spatial axes; training has ConvTranspose with 1 or 2"))),
+    };
+    // The backend gives the whole; padding cuts it on either side.
+    let kernel = Kernel::Affine(Box::new(move |x, weight, bias| {
+        let cut = |y, (axis, &(start, size)): (usize, &(usize, usize))| range::<B>(y, axis + 2, start, start + size);
+        cuts.iter().enumerate().fold(run(x, weight, bias), cut)
+    }));
+    let inputs = [Some(x), Some(weight), bias].into_iter().flatten().cloned().collect();
+    Ok(Built::step(inputs, shape, kernel))
+}
+
+type AffineRun<B> = Box<dyn Fn(Tensor<B>, Tensor<B>, Option<Tensor<B>>) -> Tensor<B> + Send + Sync>;
+
+fn transposed<const N: usize>(
+    node: &Node<'_>,
+    window: &Window,
+    more: &[usize],
+    groups: usize,
+) -> Result<ConvTransposeOptions<N>, TrainingError> {
+    let array = |values: &[usize]| <[usize; N]>::try_from(values).ok();
+    match (array(&window.strides), array(&window.dilations), array(more)) {
+        (Some(strides), Some(dilations), Some(more)) => {
+            Ok(ConvTransposeOptions::new(strides, [0; N], more, dilations, groups))
+        }
+        _ => Err(node.error("its window does not match its axes")),
+    }
 }

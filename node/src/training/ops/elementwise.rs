@@ -1,27 +1,15 @@
-//! Operators that work element by element, with numpy's broadcasting where they take two tensors.
-//! On integers that are known at compile time, Add, Sub, Mul and Div fold.
+//! Arithmetic that works element by element, with numpy's broadcasting where it takes several tensors.
+//! On integers that are known at compile time, Add, Sub, Mul and Div fold. Activations are in `activation`.
 
-use burn::backend::{Backend, Scalar};
+use burn::backend::{Backend, Scalar, Shape, TensorMetadata};
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
 use super::super::node::Node;
-use super::super::value::{Integers, Origin, TensorRef, Value};
-use super::{Built, Kernel, reshape};
+use super::super::value::{Integers, Kind, Origin, TensorRef, Value};
+use super::{Built, Kernel, held, reshape};
 
 type Made<B> = Result<Built<B>, TrainingError>;
-
-pub(super) fn relu<B: Backend>(node: &Node<'_>) -> Made<B> {
-    plain(node, B::relu)
-}
-
-pub(super) fn sigmoid<B: Backend>(node: &Node<'_>) -> Made<B> {
-    plain(node, B::sigmoid)
-}
-
-pub(super) fn tanh<B: Backend>(node: &Node<'_>) -> Made<B> {
-    plain(node, B::float_tanh)
-}
 
 pub(super) fn erf<B: Backend>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_erf)
@@ -47,43 +35,43 @@ pub(super) fn abs<B: Backend>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_abs)
 }
 
-pub(super) fn leaky_relu<B: Backend>(node: &Node<'_>) -> Made<B> {
-    node.expect_attributes(&["alpha"])?;
-    let alpha = scalar(node.float("alpha", 0.01)?);
-    map(node, move |x| B::leaky_relu(x, alpha))
+pub(super) fn sin<B: Backend>(node: &Node<'_>) -> Made<B> {
+    plain(node, B::float_sin)
 }
 
-/// Both forms of Hendrycks and Gimpel, Gaussian Error Linear Units, 2016: x·Φ(x), and its tanh approximation.
-pub(super) fn gelu<B: Backend>(node: &Node<'_>) -> Made<B> {
-    node.expect_attributes(&["approximate"])?;
-    match node.string("approximate", "none")? {
-        "none" => map(node, B::gelu),
-        "tanh" => map(node, tanh_gelu::<B>),
-        other => Err(node.error(format!("its approximation {other:?} is unknown; use \"none\" or \"tanh\""))),
-    }
+pub(super) fn cos<B: Backend>(node: &Node<'_>) -> Made<B> {
+    plain(node, B::float_cos)
 }
 
-fn tanh_gelu<B: Backend>(x: Tensor<B>) -> Tensor<B> {
-    let cube = B::float_powf_scalar(x.clone(), Scalar::Float(3.0));
-    let inner = B::float_add(x.clone(), B::float_mul_scalar(cube, Scalar::Float(0.044_715)));
-    let inner = B::float_mul_scalar(inner, Scalar::Float((2.0 / std::f64::consts::PI).sqrt()));
-    let gate = B::float_add_scalar(B::float_tanh(inner), Scalar::Float(1.0));
-    B::float_mul(B::float_mul_scalar(x, Scalar::Float(0.5)), gate)
+pub(super) fn reciprocal<B: Backend>(node: &Node<'_>) -> Made<B> {
+    plain(node, B::float_recip)
 }
 
-/// A constant exponent: the gradient with respect to an exponent is not defined for negative bases.
+pub(super) fn floor<B: Backend>(node: &Node<'_>) -> Made<B> {
+    plain(node, B::float_floor)
+}
+
+pub(super) fn ceil<B: Backend>(node: &Node<'_>) -> Made<B> {
+    plain(node, B::float_ceil)
+}
+
+/// A constant single exponent is a power of its own; other exponents have a gradient where the base is positive.
 pub(super) fn pow<B: Backend>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&[])?;
     node.expect_inputs(2..=2)?;
+    let x = node.tensor(0)?;
     let exponent = match node.value(1)? {
-        Value::Tensor(TensorRef { origin: Origin::Constant(Some(exponent)), .. }) => f64::from(*exponent),
+        Value::Tensor(TensorRef { origin: Origin::Constant(Some(exponent)), shape, .. })
+            if shape.len() <= x.shape.len() =>
+        {
+            f64::from(*exponent)
+        }
         Value::Integers(Integers { values, .. }) => match values.as_slice() {
             [exponent] => *exponent as f64,
-            _ => return Err(node.error("its exponent must be a single number")),
+            _ => return Err(node.error("its exponent must be a single number or a tensor of floats")),
         },
-        _ => return Err(node.error("its exponent must be a constant single number")),
+        _ => return broadcast(node, x, node.tensor(1)?, B::float_powf),
     };
-    let x = node.tensor(0)?;
     Ok(Built::unary(x, x.shape.clone(), move |x| {
         if exponent == 0.0 {
             // burn gives untracked ones here; a gradient of zero keeps the tape whole.
@@ -132,6 +120,20 @@ pub(super) fn div<B: Backend>(node: &Node<'_>) -> Made<B> {
     arithmetic(node, B::float_div, i64::checked_div)
 }
 
+/// The remainder with the divisor's sign, or with `fmod` the dividend's, on integers that are known at compile time alone.
+pub(super) fn modulo<B: Backend>(node: &Node<'_>) -> Made<B> {
+    node.expect_attributes(&["fmod"])?;
+    node.expect_inputs(2..=2)?;
+    let truncated = node.flag("fmod", false)?;
+    match (node.value(0)?, node.value(1)?) {
+        (Value::Integers(a), Value::Integers(b)) => fold_integers(node, a, b, move |a, b| {
+            let rest = a.checked_rem(b)?;
+            Some(if !truncated && rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
+        }),
+        _ => Err(node.error("training has it on integers that follow from shapes only")),
+    }
+}
+
 fn arithmetic<B: Backend>(
     node: &Node<'_>,
     run: fn(Tensor<B>, Tensor<B>) -> Tensor<B>,
@@ -141,40 +143,94 @@ fn arithmetic<B: Backend>(
     node.expect_inputs(2..=2)?;
     match (node.value(0)?, node.value(1)?) {
         (Value::Integers(a), Value::Integers(b)) => fold_integers(node, a, b, fold),
+        (Value::Tensor(a), Value::Tensor(b)) if a.kind == Kind::Integer && b.kind == Kind::Integer => {
+            match node.operator() {
+                "Div" => Err(node.error("training does not divide integers that are computed while it runs")),
+                _ => Ok(broadcast(node, a, b, run)?.of_kind(Kind::Integer)),
+            }
+        }
         _ => broadcast(node, node.tensor(0)?, node.tensor(1)?, run),
     }
 }
 
-fn fold_integers<B: Backend>(
+/// The sum of any number of tensors.
+pub(super) fn sum<B: Backend>(node: &Node<'_>) -> Made<B> {
+    over_all(node, |inputs| inputs.into_iter().reduce(B::float_add))
+}
+
+/// The mean of any number of tensors, element by element.
+pub(super) fn mean<B: Backend>(node: &Node<'_>) -> Made<B> {
+    over_all(node, |inputs| {
+        let count = inputs.len() as f64;
+        inputs.into_iter().reduce(B::float_add).map(|sum| B::float_mul_scalar(sum, Scalar::Float(1.0 / count)))
+    })
+}
+
+/// Joins all inputs, brought to their common shape. `run` gets at least one.
+pub(super) fn over_all<B: Backend>(node: &Node<'_>, run: fn(Vec<Tensor<B>>) -> Option<Tensor<B>>) -> Made<B> {
+    node.expect_attributes(&[])?;
+    let inputs: Vec<TensorRef> =
+        (0..node.input_count()).map(|index| node.tensor(index).cloned()).collect::<Result<_, _>>()?;
+    if inputs.is_empty() {
+        return Err(node.error("it has no inputs"));
+    }
+    let mut shape = Vec::new();
+    for input in &inputs {
+        shape = broadcast_shape(&shape, &input.shape)
+            .ok_or_else(|| node.error(format!("shapes {shape:?} and {:?} do not broadcast", input.shape)))?;
+    }
+    let target = held(&shape);
+    let kernel = Kernel::Fallible(Box::new(move |inputs| {
+        let inputs = inputs.into_iter().map(|x| expand::<B>(x, &target)).collect();
+        run(inputs).ok_or_else(|| "has no inputs".to_owned())
+    }));
+    Ok(Built::step(inputs, shape, kernel))
+}
+
+/// A tensor repeated along its axes of 1 until it has this shape, which it broadcasts to.
+pub(super) fn expand<B: Backend>(x: Tensor<B>, shape: &[usize]) -> Tensor<B> {
+    let now = x.shape().to_vec();
+    if now == shape {
+        return x;
+    }
+    let x = lift::<B>(x, lifted(&now, shape.len()).as_deref());
+    B::float_expand(x, Shape::from(shape.to_vec()))
+}
+
+pub(super) fn fold_integers<B: Backend>(
     node: &Node<'_>,
     a: &Integers,
     b: &Integers,
-    fold: fn(i64, i64) -> Option<i64>,
+    fold: impl Fn(i64, i64) -> Option<i64>,
 ) -> Made<B> {
     let len = match (a.values.len(), b.values.len()) {
         (a, b) if a == b => a,
         (1, len) | (len, 1) => len,
         (a, b) => return Err(node.error(format!("lists of {a} and {b} integers do not combine"))),
     };
-    let at = |integers: &Integers, index: usize| integers.values.get(index.min(integers.values.len() - 1)).copied();
     let values: Option<Vec<i64>> = (0..len).map(|index| fold(at(a, index)?, at(b, index)?)).collect();
     let values = values.ok_or_else(|| node.error("its integers overflow or divide by zero"))?;
     Ok(Built::integers(values, a.scalar && b.scalar))
 }
 
+/// The value of an index in a list that may hold one for all.
+pub(super) fn at(integers: &Integers, index: usize) -> Option<i64> {
+    integers.values.get(index.min(integers.values.len().checked_sub(1)?)).copied()
+}
+
 /// Joins two tensors by numpy's rules. burn's primitives broadcast tensors of equal rank, so the lower rank is lifted.
-fn broadcast<B: Backend>(
+pub(super) fn broadcast<B: Backend>(
     node: &Node<'_>,
     a: &TensorRef,
     b: &TensorRef,
-    run: fn(Tensor<B>, Tensor<B>) -> Tensor<B>,
+    run: impl Fn(Tensor<B>, Tensor<B>) -> Tensor<B> + Send + Sync + 'static,
 ) -> Made<B> {
     let shape = broadcast_shape(&a.shape, &b.shape)
         .ok_or_else(|| node.error(format!("shapes {:?} and {:?} do not broadcast", a.shape, b.shape)))?;
     let (lift_a, lift_b) = (lifted(&a.shape, shape.len()), lifted(&b.shape, shape.len()));
     let kernel =
         Kernel::Binary(Box::new(move |a, b| run(lift::<B>(a, lift_a.as_deref()), lift::<B>(b, lift_b.as_deref()))));
-    Ok(Built::Step { inputs: vec![a.clone(), b.clone()], shape, kernel })
+    Ok(Built::step(vec![a.clone(), b.clone()], shape, kernel))
 }
 
 /// The shape that two broadcast to; `None` where they do not.
@@ -206,17 +262,20 @@ pub(super) fn lift<B: Backend>(x: Tensor<B>, shape: Option<&[usize]>) -> Tensor<
 }
 
 /// A unary operator without attributes.
-fn plain<B: Backend>(node: &Node<'_>, run: fn(Tensor<B>) -> Tensor<B>) -> Made<B> {
+pub(super) fn plain<B: Backend>(node: &Node<'_>, run: fn(Tensor<B>) -> Tensor<B>) -> Made<B> {
     node.expect_attributes(&[])?;
     map(node, run)
 }
 
-fn map<B: Backend>(node: &Node<'_>, run: impl Fn(Tensor<B>) -> Tensor<B> + Send + Sync + 'static) -> Made<B> {
+pub(super) fn map<B: Backend>(
+    node: &Node<'_>,
+    run: impl Fn(Tensor<B>) -> Tensor<B> + Send + Sync + 'static,
+) -> Made<B> {
     node.expect_inputs(1..=1)?;
     let x = node.tensor(0)?;
     Ok(Built::unary(x, x.shape.clone(), run))
 }
 
-fn scalar(value: f32) -> Scalar {
+pub(super) fn scalar(value: f32) -> Scalar {
     Scalar::Float(f64::from(value))
 }

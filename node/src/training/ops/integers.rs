@@ -1,14 +1,18 @@
 //! Constants, and the integer arithmetic that exporters write around Reshape: it folds when the graph is compiled.
 //! Add, Sub, Mul and Div of integers fold in `elementwise`; Concat and Unsqueeze in `shape`.
 
-use burn::backend::Backend;
+use burn::backend::{Backend, BoolDType, Scalar, TensorMetadata};
 use fedge_models::pb::attribute_proto::AttributeType;
 use fedge_models::pb::tensor_proto::DataType;
 
 use super::super::TrainingError;
+use super::super::backend::Tensor;
 use super::super::node::Node;
-use super::super::value::{Decoded, Integers, MAX_INTEGERS, Value, decode};
+use super::super::value::{Decoded, Integers, Kind, MAX_INTEGERS, TensorRef, Value, decode, whole};
 use super::Built;
+
+/// Most elements of a constant that a short node asks for.
+const MAX_FILLED: usize = 1 << 26;
 
 pub(super) fn constant<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["value", "value_float", "value_floats", "value_int", "value_ints"])?;
@@ -16,16 +20,21 @@ pub(super) fn constant<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Training
     if let Some(attribute) = node.attribute("value", AttributeType::Tensor)? {
         let tensor = attribute.t.as_ref().ok_or_else(|| node.error("its value is missing"))?;
         return match decode(tensor) {
-            Decoded::Floats { values, shape } => Ok(Built::Constant { values, shape }),
+            Decoded::Tensor { values, shape, kind } => Ok(Built::Constant { values, shape, kind }),
+            Decoded::Empty => Ok(Built::Value(Value::Empty)),
             Decoded::Integers(integers) => Ok(Built::Value(Value::Integers(integers))),
             Decoded::Unusable(problem) => Ok(Built::Value(Value::Unusable(problem))),
         };
     }
     if let Some(attribute) = node.attribute("value_float", AttributeType::Float)? {
-        return Ok(Built::Constant { values: vec![attribute.f], shape: vec![] });
+        return Ok(Built::Constant { values: vec![attribute.f], shape: vec![], kind: Kind::Float });
     }
     if let Some(attribute) = node.attribute("value_floats", AttributeType::Floats)? {
-        return Ok(Built::Constant { values: attribute.floats.clone(), shape: vec![attribute.floats.len()] });
+        return Ok(Built::Constant {
+            values: attribute.floats.clone(),
+            shape: vec![attribute.floats.len()],
+            kind: Kind::Float,
+        });
     }
     if let Some(attribute) = node.attribute("value_int", AttributeType::Int)? {
         return Ok(Built::integers(vec![attribute.i], true));
@@ -43,7 +52,7 @@ pub(super) fn shape<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErr
     let dims: Vec<i64> = match node.value(0)? {
         Value::Integers(Integers { scalar: true, .. }) => vec![],
         Value::Integers(integers) => vec![integers.values.len() as i64],
-        _ => node.tensor(0)?.shape.iter().map(|&dim| dim as i64).collect(),
+        _ => node.any(0)?.shape.iter().map(|&dim| dim as i64).collect(),
     };
     let rank = dims.len() as i64;
     let clamp = |index: i64| (if index < 0 { index.saturating_add(rank) } else { index }).clamp(0, rank) as usize;
@@ -89,26 +98,102 @@ pub(super) fn slice<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErr
     Ok(Built::integers(kept.iter().step_by(step as usize).copied().collect(), false))
 }
 
-/// Float to float and integer to integer; integers hold every integer type's values.
+/// Between floats, integers and truth values, all of which are held as floats. Floats lose their fraction.
 pub(super) fn cast<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
-    node.expect_attributes(&["to", "saturate"])?;
+    node.expect_attributes(&["to", "saturate", "round_mode"])?;
     node.expect_inputs(1..=1)?;
     let to = node.int("to", 0)?;
-    let to = i32::try_from(to).ok().and_then(|to| DataType::try_from(to).ok());
-    match (node.value(0)?, to) {
-        (value @ Value::Tensor(_), Some(DataType::Float)) => Ok(Built::Value(value.clone())),
-        (value @ Value::Integers(_), Some(DataType::Int64)) => Ok(Built::Value(value.clone())),
-        (Value::Integers(integers), Some(DataType::Int32))
-            if integers.values.iter().all(|&value| i32::try_from(value).is_ok()) =>
-        {
-            Ok(Built::Value(Value::Integers(integers.clone())))
-        }
-        (Value::Integers(Integers { values, scalar }), Some(DataType::Float)) => {
-            let shape = if *scalar { vec![] } else { vec![values.len()] };
-            Ok(Built::Constant { values: values.iter().map(|&value| value as f32).collect(), shape })
-        }
-        _ => Err(node.error("training casts float32 to float32 and shapes to int64, int32 or float32 only")),
+    let to = match i32::try_from(to).ok().and_then(|to| DataType::try_from(to).ok()) {
+        Some(DataType::Float) => Kind::Float,
+        Some(DataType::Int64 | DataType::Int32) => Kind::Integer,
+        Some(DataType::Bool) => Kind::Bool,
+        _ => return Err(node.error("training casts to float32, int64, int32 and bool only")),
+    };
+    if let Value::Integers(Integers { values, scalar }) = node.value(0)? {
+        let shape = if *scalar { vec![] } else { vec![values.len()] };
+        return match to {
+            Kind::Float => {
+                let values = values.iter().map(|&value| value as f32).collect();
+                Ok(Built::Constant { values, shape, kind: Kind::Float })
+            }
+            Kind::Integer => Ok(Built::integers(values.clone(), *scalar)),
+            Kind::Bool => Ok(Built::integers(values.iter().map(|&value| i64::from(value != 0)).collect(), *scalar)),
+        };
     }
+    let x = node.any(0)?;
+    if let (Kind::Integer, Some(known), true) = (to, &x.known, x.shape.len() <= 1) {
+        return Ok(Built::integers(known.iter().map(|value| value.trunc() as i64).collect(), x.shape.is_empty()));
+    }
+    match (x.kind, to) {
+        (from, to) if from == to => Ok(Built::Value(Value::Tensor(x.clone()))),
+        (Kind::Float, Kind::Integer) => Ok(Built::unary(x, x.shape.clone(), B::float_trunc).of_kind(to)),
+        (Kind::Float | Kind::Integer, Kind::Bool) => {
+            let run = |x: Tensor<B>| {
+                let dtype = x.dtype();
+                B::bool_into_float(B::float_not_equal_elem(x, Scalar::Float(0.0), BoolDType::Native), dtype.into())
+            };
+            Ok(Built::unary(x, x.shape.clone(), run).of_kind(to))
+        }
+        // The same numbers, called otherwise.
+        (_, to) => Ok(Built::Value(Value::Tensor(TensorRef { kind: to, ..x.clone() }))),
+    }
+}
+
+/// A tensor of one value, as large as its input says.
+pub(super) fn constant_of_shape<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+    node.expect_attributes(&["value"])?;
+    node.expect_inputs(1..=1)?;
+    let shape: Option<Vec<usize>> =
+        node.integers(0)?.values.iter().map(|&dim| usize::try_from(dim).ok().filter(|&dim| dim > 0)).collect();
+    let len = |shape: &[usize]| shape.iter().try_fold(1usize, |len, &dim| len.checked_mul(dim));
+    let sized = shape.and_then(|shape| Some((len(&shape).filter(|&len| len <= MAX_FILLED)?, shape)));
+    let (len, shape) =
+        sized.ok_or_else(|| node.error(format!("its shape is empty, negative or above {MAX_FILLED} elements")))?;
+    let value = match node.attribute("value", AttributeType::Tensor)?.and_then(|attribute| attribute.t.as_ref()) {
+        None => Decoded::Tensor { values: vec![0.0], shape: vec![1], kind: Kind::Float },
+        Some(tensor) => decode(tensor),
+    };
+    match value {
+        Decoded::Integers(Integers { values, .. }) => {
+            let [value] = values.as_slice() else { return Err(node.error("its value is not a single one")) };
+            if shape.len() <= 1 && len <= MAX_INTEGERS {
+                return Ok(Built::integers(vec![*value; len], shape.is_empty()));
+            }
+            let values = whole(&vec![*value; len]).ok_or_else(|| node.error("its value is too large"))?;
+            Ok(Built::Constant { values, shape, kind: Kind::Integer })
+        }
+        Decoded::Tensor { values, kind, .. } => {
+            let [value] = values.as_slice() else { return Err(node.error("its value is not a single one")) };
+            Ok(Built::Constant { values: vec![*value; len], shape, kind })
+        }
+        Decoded::Empty => Err(node.error("its value is not a single one")),
+        Decoded::Unusable(problem) => Err(node.error(format!("its value {problem}"))),
+    }
+}
+
+/// Whole numbers from a start to before a limit.
+pub(super) fn range<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+    node.expect_attributes(&["stash_type"])?;
+    node.expect_inputs(3..=3)?;
+    let (start, limit, step) = (single(node, 0)?, single(node, 1)?, single(node, 2)?);
+    let room = if step < 0 { start.checked_sub(limit) } else { limit.checked_sub(start) };
+    let count = room.filter(|_| step != 0).map(|room| (room.max(0) as u64).div_ceil(step.unsigned_abs()));
+    let count = count.filter(|&count| count > 0 && count <= MAX_FILLED as u64);
+    let count =
+        count.ok_or_else(|| node.error(format!("its range of {start} to {limit} by {step} is empty or too long")))?;
+    let values: Vec<i64> = (0..count as i64).map(|index| start + index * step).collect();
+    if values.len() <= MAX_INTEGERS {
+        return Ok(Built::integers(values, false));
+    }
+    let shape = vec![values.len()];
+    let values = whole(&values).ok_or_else(|| node.error("its numbers are too large"))?;
+    Ok(Built::Constant { values, shape, kind: Kind::Integer })
+}
+
+pub(super) fn size<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+    node.expect_attributes(&[])?;
+    node.expect_inputs(1..=1)?;
+    Ok(Built::integers(vec![node.any(0)?.shape.iter().product::<usize>() as i64], true))
 }
 
 /// Input 0 as a list of integers: training gathers from and slices shapes, not tensors.

@@ -46,7 +46,7 @@ pub(super) fn matmul<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingEr
         let product = B::float_matmul(lift::<B>(a, lift_a.as_deref()), lift::<B>(b, lift_b.as_deref()));
         lift::<B>(product, target.as_deref())
     }));
-    Ok(Built::Step { inputs: vec![a.clone(), b.clone()], shape, kernel })
+    Ok(Built::step(vec![a.clone(), b.clone()], shape, kernel))
 }
 
 /// α·A'·B' + β·C, where A' and B' are A and B, transposed where asked.
@@ -87,5 +87,5 @@ pub(super) fn gemm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErro
         B::float_add(y, c)
     }));
     let inputs = [Some(a), Some(b), c].into_iter().flatten().cloned().collect();
-    Ok(Built::Step { inputs, shape, kernel })
+    Ok(Built::step(inputs, shape, kernel))
 }

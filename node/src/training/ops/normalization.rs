@@ -1,12 +1,13 @@
-//! BatchNormalization, Softmax and LogSoftmax.
+//! Normalizations by batch, layer, instance and group; Softmax and LogSoftmax.
 //! When running statistics are updated, `trainer` decides; how, is here.
 
-use burn::backend::Backend;
+use burn::backend::{Backend, Scalar};
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
 use super::super::node::Node;
 use super::super::value::{Origin, TensorRef};
+use super::elementwise::{broadcast_shape, lift, lifted};
 use super::{Built, Kernel, elements, reshape};
 
 /// A checked BatchNormalization.
@@ -100,7 +101,7 @@ pub(super) fn batch_norm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Traini
         None
     };
     let kernel = Kernel::BatchNorm(BatchNorm { epsilon: f64::from(epsilon), update });
-    Ok(Built::Step { inputs, shape: x.shape.clone(), kernel })
+    Ok(Built::step(inputs, x.shape.clone(), kernel))
 }
 
 /// The parameter index of a running statistic.
@@ -108,6 +109,98 @@ fn statistic(node: &Node<'_>, input: usize) -> Result<usize, TrainingError> {
     match node.tensor(input)? {
         TensorRef { slot, origin: Origin::Statistic, .. } => Ok(*slot),
         _ => Err(node.error(format!("its input {input} must be a running statistic that the file holds"))),
+    }
+}
+
+/// Layer normalization (Ba, Kiros, Hinton 2016) over the axes from `axis` on.
+pub(super) fn layer_norm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+    node.expect_attributes(&["axis", "epsilon", "stash_type"])?;
+    node.expect_inputs(2..=3)?;
+    let (x, scale, bias) = (node.tensor(0)?, node.tensor(1)?, node.optional_tensor(2)?);
+    let axis = node.axis(node.int("axis", -1)?, x.shape.len())?;
+    let (outer, inner) = x.shape.split_at(axis);
+    let target = [vec![1; axis], inner.to_vec()].concat();
+    for tensor in [Some(scale), bias].into_iter().flatten() {
+        if broadcast_shape(inner, &tensor.shape).as_deref() != Some(inner) {
+            return Err(node.error(format!("a scale or bias of shape {:?} does not fit {inner:?}", tensor.shape)));
+        }
+    }
+    let epsilon = epsilon(node)?;
+    let (flat, shape) = ([elements(outer), elements(inner)], x.shape.clone());
+    let lifts = [Some(scale), bias].map(|tensor| tensor.and_then(|tensor| lifted(&tensor.shape, target.len())));
+    let kernel = Kernel::Affine(Box::new(move |x, scale, bias| {
+        let normal = reshape::<B>(normalized::<B>(reshape::<B>(x, &flat), 1, epsilon), &shape);
+        let [lift_scale, lift_bias] = &lifts;
+        let scaled = B::float_mul(normal, lift::<B>(scale, lift_scale.as_deref()));
+        match bias {
+            Some(bias) => B::float_add(scaled, lift::<B>(bias, lift_bias.as_deref())),
+            None => scaled,
+        }
+    }));
+    let inputs = [Some(x), Some(scale), bias].into_iter().flatten().cloned().collect();
+    Ok(Built::step(inputs, x.shape.clone(), kernel))
+}
+
+/// Instance normalization (Ulyanov, Vedaldi, Lempitsky 2016): each channel of each sample by itself.
+pub(super) fn instance_norm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+    node.expect_attributes(&["epsilon"])?;
+    let channels = node.tensor(0)?.shape.get(1).copied().unwrap_or(0);
+    in_groups(node, channels)
+}
+
+/// Group normalization (Wu and He 2018).
+pub(super) fn group_norm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+    node.expect_attributes(&["epsilon", "num_groups", "stash_type"])?;
+    in_groups(node, usize::try_from(node.int("num_groups", 0)?).unwrap_or(0))
+}
+
+/// Normalizes groups of channels; scale and bias are one a channel or, before operator set 21, one a group.
+fn in_groups<B: Backend>(node: &Node<'_>, groups: usize) -> Result<Built<B>, TrainingError> {
+    node.expect_inputs(3..=3)?;
+    let (x, scale, bias) = (node.tensor(0)?, node.tensor(1)?, node.tensor(2)?);
+    let [batch, channels, spatial @ ..] = x.shape.as_slice() else {
+        return Err(node.error(format!("a tensor of shape {:?} has no channels", x.shape)));
+    };
+    if groups == 0 || channels % groups != 0 || scale.shape != bias.shape {
+        return Err(
+            node.error(format!("{channels} channels, {groups} groups, a scale of shape {:?} do not fit", scale.shape))
+        );
+    }
+    let epsilon = epsilon(node)?;
+    let flat = [*batch, groups, channels / groups * elements(spatial)];
+    let scaled = match scale.shape.as_slice() {
+        [count] if count == channels => [vec![1, *channels], vec![1; spatial.len()]].concat(),
+        [count] if *count == groups => vec![1, groups, 1],
+        other => return Err(node.error(format!("a scale of shape {other:?} does not fit {channels} channels"))),
+    };
+    let shape = x.shape.clone();
+    let kernel = Kernel::Affine(Box::new(move |x, scale, bias| {
+        let mut y = normalized::<B>(reshape::<B>(x, &flat), 2, epsilon);
+        let by_channel = scaled.len() == shape.len() && scaled.get(1) == shape.get(1);
+        if by_channel {
+            y = reshape::<B>(y, &shape);
+        }
+        y = B::float_mul(y, reshape::<B>(scale, &scaled));
+        if let Some(bias) = bias {
+            y = B::float_add(y, reshape::<B>(bias, &scaled));
+        }
+        if by_channel { y } else { reshape::<B>(y, &shape) }
+    }));
+    Ok(Built::step(vec![x.clone(), scale.clone(), bias.clone()], x.shape.clone(), kernel))
+}
+
+/// (x − mean) / √(variance + ε) along an axis, with the biased variance.
+fn normalized<B: Backend>(x: Tensor<B>, axis: usize, epsilon: f64) -> Tensor<B> {
+    let centered = B::float_sub(x.clone(), B::float_mean_dim(x, axis));
+    let variance = B::float_mean_dim(B::float_mul(centered.clone(), centered.clone()), axis);
+    let deviation = B::float_sqrt(B::float_add_scalar(variance, Scalar::Float(epsilon)));
+    B::float_div(centered, deviation)
+}
+
+fn epsilon(node: &Node<'_>) -> Result<f64, TrainingError> {
+    match node.float("epsilon", 1e-5)? {
+        epsilon if epsilon >= 0.0 => Ok(f64::from(epsilon)),
+        epsilon => Err(node.error(format!("its epsilon {epsilon} is negative"))),
     }
 }
 

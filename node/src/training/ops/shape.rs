@@ -5,7 +5,7 @@ use burn::backend::Backend;
 
 use super::super::TrainingError;
 use super::super::node::Node;
-use super::super::value::{MAX_INTEGERS, TensorRef, Value};
+use super::super::value::{Kind, MAX_INTEGERS, TensorRef, Value};
 use super::{Built, Kernel, elements};
 
 pub(super) fn identity<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
@@ -24,7 +24,7 @@ pub(super) fn dropout<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingE
 pub(super) fn flatten<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axis"])?;
     node.expect_inputs(1..=1)?;
-    let x = node.tensor(0)?;
+    let x = node.any(0)?;
     let axis = match node.int("axis", 1)? {
         axis if axis == x.shape.len() as i64 => x.shape.len(),
         axis => node.axis(axis, x.shape.len())?,
@@ -46,7 +46,7 @@ pub(super) fn reshape<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingE
             Ok(Built::integers(integers.values.clone(), shape.is_empty()))
         }
         _ => {
-            let x = node.tensor(0)?;
+            let x = node.any(0)?;
             Ok(Built::reshaped(x, resolve(node, &x.shape, target)?))
         }
     }
@@ -83,7 +83,7 @@ fn resolve(node: &Node<'_>, shape: &[usize], target: &[i64]) -> Result<Vec<usize
 pub(super) fn transpose<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["perm"])?;
     node.expect_inputs(1..=1)?;
-    let x = node.tensor(0)?;
+    let x = node.any(0)?;
     let rank = x.shape.len();
     let order: Vec<usize> = match node.ints("perm")? {
         None => (0..rank).rev().collect(),
@@ -95,7 +95,7 @@ pub(super) fn transpose<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Trainin
         return Err(node.error(format!("its perm {order:?} is no order of {rank} axes")));
     }
     let shape = order.iter().filter_map(|&axis| x.shape.get(axis).copied()).collect();
-    Ok(Built::unary(x, shape, move |x| B::float_permute(x, &order)))
+    Ok(Built::unary(x, shape, move |x| B::float_permute(x, &order)).of_kind(x.kind))
 }
 
 pub(super) fn squeeze<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
@@ -108,7 +108,7 @@ pub(super) fn squeeze<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingE
             _ => Err(node.error("only a list of one integer can be squeezed")),
         };
     }
-    let x = node.tensor(0)?;
+    let x = node.any(0)?;
     let rank = x.shape.len();
     let removed = match axes {
         None => x.shape.iter().map(|&dim| dim == 1).collect(),
@@ -131,7 +131,7 @@ pub(super) fn unsqueeze<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Trainin
             _ => Err(node.error("only a single integer can be unsqueezed")),
         };
     }
-    let x = node.tensor(0)?;
+    let x = node.any(0)?;
     let inserted = marked(node, &axes, x.shape.len() + axes.len())?;
     let mut dims = x.shape.iter().copied();
     let shape = inserted.iter().map(|&inserted| if inserted { 1 } else { dims.next().unwrap_or(1) }).collect();
@@ -156,7 +156,7 @@ pub(super) fn concat<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingEr
         return concat_integers(node);
     }
     let inputs: Vec<TensorRef> =
-        (0..node.input_count()).map(|index| node.tensor(index).cloned()).collect::<Result<_, _>>()?;
+        (0..node.input_count()).map(|index| node.any(index).cloned()).collect::<Result<_, _>>()?;
     let mut shape = inputs.first().map(|x| x.shape.clone()).unwrap_or_default();
     let axis = node.axis(node.int("axis", 1)?, shape.len())?;
     let mut total = 0usize;
@@ -171,7 +171,12 @@ pub(super) fn concat<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingEr
     if let Some(dim) = shape.get_mut(axis) {
         *dim = total;
     }
-    Ok(Built::Step { inputs, shape, kernel: Kernel::Variadic(Box::new(move |inputs| B::float_cat(inputs, axis))) })
+    let kind = inputs.first().map_or(Kind::Float, |input| input.kind);
+    if inputs.iter().any(|input| input.kind != kind) {
+        return Err(node.error("its inputs are of different types"));
+    }
+    let kernel = Kernel::Variadic(Box::new(move |inputs| B::float_cat(inputs, axis)));
+    Ok(Built::step(inputs, shape, kernel).of_kind(kind))
 }
 
 fn concat_integers<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {

@@ -78,6 +78,50 @@ impl Window {
         Ok(output)
     }
 
+    /// The window of a transposed convolution; what is added behind each axis; and where along the whole output the
+    /// wanted part begins and how long it is. (ONNX, ConvTranspose: whole = stride · (size − 1) + extent + more.)
+    #[allow(clippy::type_complexity)]
+    pub(super) fn transposed(
+        node: &Node<'_>,
+        spatial: &[usize],
+        weight: &[usize],
+    ) -> Result<(Window, Vec<usize>, Vec<(usize, usize)>), TrainingError> {
+        let rank = spatial.len();
+        let mut window = Window::read(node, spatial, Some(weight))?;
+        let mut more = sizes(node, "output_padding", rank, 0)?.unwrap_or_else(|| vec![0; rank]);
+        let wanted = sizes(node, "output_shape", rank, 1)?;
+        let padding = node.string("auto_pad", "NOTSET")?;
+        let mut cuts = Vec::with_capacity(rank);
+        for (axis, &size) in spatial.iter().enumerate() {
+            let at = |list: &[usize]| list.get(axis).copied().unwrap_or(1);
+            let extent = window.extent(axis);
+            let whole = at(&window.strides) * (size - 1) + extent + more.get(axis).copied().unwrap_or(0);
+            let target = match (&wanted, padding.starts_with("SAME")) {
+                (Some(wanted), _) => Some(at(wanted)),
+                (None, true) => Some(size * at(&window.strides)),
+                (None, false) => None,
+            };
+            let (begin, size) = match target {
+                Some(target) => {
+                    if let (Some(missing), Some(more)) = (target.checked_sub(whole), more.get_mut(axis)) {
+                        *more += missing;
+                    }
+                    let total = whole.saturating_sub(target);
+                    // The odd one goes to the end for SAME_UPPER, and to the beginning otherwise.
+                    (if padding == "SAME_UPPER" { total / 2 } else { total - total / 2 }, target)
+                }
+                None => {
+                    let (begin, end) = window.pads.get(axis).copied().unwrap_or((0, 0));
+                    let size = whole.checked_sub(begin + end).filter(|&size| size > 0);
+                    (begin, size.ok_or_else(|| node.error(format!("its pads leave nothing of axis {axis}")))?)
+                }
+            };
+            cuts.push((begin, size));
+        }
+        window.pads = vec![(0, 0); rank];
+        Ok((window, more, cuts))
+    }
+
     /// What the window spans along an axis, dilation included.
     pub(super) fn extent(&self, axis: usize) -> usize {
         let kernel = self.kernel.get(axis).copied().unwrap_or(1);

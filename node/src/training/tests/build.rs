@@ -16,6 +16,8 @@ pub(super) enum Attribute {
     Ints(&'static [i64]),
     Float(f32),
     Text(&'static str),
+    Texts(&'static [&'static str]),
+    Numbers(&'static [f32]),
 }
 
 /// A graph under construction: the input `x`, initializers and nodes.
@@ -131,6 +133,13 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
         Attribute::Int(value) => (proto.i, proto.r#type) = (*value, AttributeType::Int as i32),
         Attribute::Ints(values) => (proto.ints, proto.r#type) = (values.to_vec(), AttributeType::Ints as i32),
         Attribute::Float(value) => (proto.f, proto.r#type) = (*value, AttributeType::Float as i32),
+        Attribute::Numbers(values) => {
+            (proto.floats, proto.r#type) = (values.to_vec(), AttributeType::Floats as i32);
+        }
+        Attribute::Texts(texts) => {
+            proto.strings = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+            proto.r#type = AttributeType::Strings as i32;
+        }
         Attribute::Text(text) => (proto.s, proto.r#type) = (text.as_bytes().to_vec(), AttributeType::String as i32),
     }
     proto

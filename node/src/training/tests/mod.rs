@@ -2,7 +2,9 @@
 //! Tests of one file's functions are at the end of that file.
 
 mod build;
+mod cases;
 mod digits;
+mod more_cases;
 mod operators;
 mod parity;
 mod refusals;

@@ -47,11 +47,14 @@ fn a_plan_out_of_range_is_refused_before_anything_runs() {
 
 #[test]
 fn an_operator_that_training_lacks_is_named_with_its_node() {
-    let model =
-        Builder::new(17, &[4]).parameter("w", &[4]).node("Mul", "x w", "scaled").node("Sin", "scaled", "y").model("y");
+    let model = Builder::new(17, &[4])
+        .parameter("w", &[4])
+        .node("Mul", "x w", "scaled")
+        .node("ArgMax", "scaled", "y")
+        .model("y");
     let error = refusal(&model);
     assert!(
-        matches!(&error, TrainingError::Node { node, operator, .. } if node == "node_y" && operator == "Sin"),
+        matches!(&error, TrainingError::Node { node, operator, .. } if node == "node_y" && operator == "ArgMax"),
         "{error}"
     );
 }
@@ -67,7 +70,6 @@ fn graphs_whose_shapes_do_not_fit_are_refused_by_node() {
         (start().node_with("Softmax", "x", "y", &[("axis", Attribute::Int(3))]).flat("y"), "out of range"),
         (start().node_with("Transpose", "x", "y", &[("perm", Attribute::Ints(&[0, 1, 1]))]).flat("y"), "no order"),
         (start().node("Concat", "x w", "y").flat("y"), "do not join"),
-        (start().node("Pow", "x w", "y").flat("y"), "constant single number"),
         (start().node_with("Relu", "x", "y", &[("alpha", Attribute::Float(1.0))]).flat("y"), "not supported"),
         (start().node_with("LeakyRelu", "x", "y", &[("alpha", Attribute::Int(1))]).flat("y"), "not of type FLOAT"),
     ];
@@ -101,7 +103,6 @@ fn windows_that_have_no_meaning_are_refused() {
         (pool(&[("kernel_shape", Attribute::Ints(&[5, 5]))]), "does not fit"),
         (pool(&[("kernel_shape", Attribute::Ints(&[2, 0]))]), "out of range"),
         (pool(&[("kernel_shape", Attribute::Ints(&[2, 2])), ("strides", Attribute::Ints(&[0, 1]))]), "out of range"),
-        (pool(&[("kernel_shape", Attribute::Ints(&[2, 2])), ("pads", Attribute::Ints(&[0, 0, 1, 1]))]), "uneven"),
         (pool(&[("kernel_shape", Attribute::Ints(&[2, 2])), ("pads", Attribute::Ints(&[2, 2, 2, 2]))]), "as wide as"),
         (pool(&[("kernel_shape", Attribute::Ints(&[2]))]), "1 entries, not 2"),
         (pool(&[]), "no kernel_shape"),
@@ -132,7 +133,7 @@ fn a_tensor_of_absurd_rank_is_refused() {
 #[test]
 fn an_output_that_is_no_list_of_classes_or_learns_nothing_is_refused() {
     let ranked = Builder::new(17, &[2, 3]).parameter("w", &[3]).node("Mul", "x w", "y").model("y");
-    assert!(refusal(&ranked).to_string().contains("[batch, classes]"));
+    assert!(refusal(&ranked).to_string().contains("one axis more"));
     let fixed = Builder::new(17, &[3]).parameter("w", &[3]).node("Mul", "x w", "z").node("Relu", "x", "y").model("y");
     assert!(refusal(&fixed).to_string().contains("no trainable parameter"));
 }

@@ -5,19 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::build::{Attribute, Builder, numbers};
 use super::digits::{digits, model};
-use crate::training::{Dataset, Loss, Optimizer, Outcome, Plan, TrainingError, evaluate, train, train_until};
+use crate::training::{Dataset, Optimizer, Outcome, Plan, TrainingError, evaluate, train, train_until};
 
 pub(super) fn plan() -> Plan {
-    Plan {
-        loss: Loss::CrossEntropy,
-        optimizer: Optimizer::Sgd { learning_rate: 0.05, momentum: 0.9, weight_decay: 0.0 },
-        epochs: 8,
-        batch_size: 32,
-        seed: 5,
-        proximal_mu: 0.0,
-        correction: None,
-        threads: 1,
-    }
+    Plan { optimizer: Optimizer::sgd(0.05, 0.9, 0.0), epochs: 8, batch_size: 32, seed: 5, ..Plan::default() }
 }
 
 fn quiet(model: &fedge_models::Model, data: &Dataset, plan: &Plan) -> Outcome {
@@ -65,7 +56,7 @@ fn the_last_partial_batch_is_trained_on_too() {
 fn a_strong_proximal_term_keeps_the_weights_near_their_start() {
     let (model, data) = (model(), digits(|row| row < 200));
     let distance = |proximal_mu| {
-        let optimizer = Optimizer::Sgd { learning_rate: 0.05, momentum: 0.0, weight_decay: 0.0 };
+        let optimizer = Optimizer::sgd(0.05, 0.0, 0.0);
         let outcome = quiet(&model, &data, &Plan { proximal_mu, optimizer, epochs: 3, ..plan() });
         let start = model.weights();
         outcome.weights.values().iter().zip(start.values()).map(|(a, b)| (a - b).powi(2)).sum::<f32>()
@@ -107,7 +98,7 @@ fn a_run_that_has_enough_ends_with_what_it_has_and_at_least_one_step() {
 #[test]
 fn a_step_with_a_correction_moves_by_the_learning_rate_times_the_correction_more() {
     let (model, data) = (model(), digits(|row| row < 32));
-    let optimizer = Optimizer::Sgd { learning_rate: 0.5, momentum: 0.0, weight_decay: 0.0 };
+    let optimizer = Optimizer::sgd(0.5, 0.0, 0.0);
     let plan = Plan { optimizer, epochs: 1, ..plan() };
     let correction: Vec<f32> = (0..model.layout().exchanged_len()).map(|index| (index % 7) as f32 - 3.0).collect();
     let plain = quiet(&model, &data, &plan).weights;
@@ -123,7 +114,7 @@ fn a_step_with_a_correction_moves_by_the_learning_rate_times_the_correction_more
 #[test]
 fn a_run_that_diverges_says_so_and_names_the_step() {
     let (model, data) = (model(), digits(|row| row < 320));
-    let optimizer = Optimizer::Sgd { learning_rate: 1e30, momentum: 0.0, weight_decay: 0.0 };
+    let optimizer = Optimizer::sgd(1e30, 0.0, 0.0);
     let error = train(&model, &data, &Plan { optimizer, ..plan() }, &|_| (), &AtomicBool::new(false)).unwrap_err();
     assert!(matches!(error, TrainingError::Diverged { .. }), "{error}");
     assert!(error.to_string().contains("lower the learning rate"), "{error}");
