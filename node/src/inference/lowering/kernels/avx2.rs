@@ -56,7 +56,13 @@ unsafe fn blocks(
             macro_rules! tile {
                 ($rows:literal) => {{
                     // SAFETY: as above; each of the rows holds 2 × pairs values.
-                    let sums = unsafe { sums::<$rows>(a, panel.stride, weights.pairs, data, bias) };
+                    let sums = unsafe {
+                        if columns > BLOCK / 2 {
+                            sums::<$rows>(a, panel.stride, weights.pairs, data, bias)
+                        } else {
+                            half_sums::<$rows>(a, panel.stride, weights.pairs, data, bias)
+                        }
+                    };
                     for (r, sums) in sums.into_iter().enumerate() {
                         store((row + r) * stride + first, sums, columns, range, scale);
                     }
@@ -138,6 +144,30 @@ unsafe fn sums<const M: usize>(
     }
 }
 
+/// The first eight columns alone.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn half_sums<const M: usize>(
+    a: *const i16,
+    stride: usize,
+    pairs: usize,
+    b: *const i16,
+    bias: *const i32,
+) -> [[__m256i; 2]; M] {
+    // SAFETY: as for `sums`.
+    unsafe {
+        let mut sums = [_mm256_loadu_si256(bias.cast()); M];
+        for pair in 0..pairs {
+            let columns = _mm256_loadu_si256(b.add(pair * 32).cast());
+            for (m, sum) in sums.iter_mut().enumerate() {
+                let value = _mm256_set1_epi32(a.add(m * stride + pair * 2).cast::<i32>().read_unaligned());
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(value, columns));
+            }
+        }
+        sums.map(|sum| [sum, _mm256_setzero_si256()])
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn scaled(sums: [__m256i; 2], range: Range, scale: *const f32) -> [__m256; 2] {
@@ -207,18 +237,19 @@ unsafe fn store_floats(out: *mut f32, sums: [__m256i; 2], columns: usize, range:
 }
 
 /// # Safety
-/// Both slices have `len` + 16 elements; the CPU has AVX2.
-#[inline]
+/// As `kernels::widen` asserts; the CPU has AVX2.
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn widen(from: &[u8], len: usize, to: &mut [i16]) {
-    let mut at = 0;
-    while at < len {
-        // SAFETY: at < len, and the slices hold len + 16.
-        unsafe {
-            let bytes = _mm_loadu_si128(from.as_ptr().add(at).cast());
-            _mm256_storeu_si256(to.as_mut_ptr().add(at).cast(), _mm256_cvtepu8_epi16(bytes));
+pub(super) unsafe fn widen(from: &[u8], step: usize, rows: usize, len: usize, to: &mut [i16], stride: usize) {
+    for row in 0..rows {
+        let mut at = 0;
+        while at < len {
+            // SAFETY: at < len, and both slices hold len + 16 from this row on.
+            unsafe {
+                let bytes = _mm_loadu_si128(from.as_ptr().add(row * step + at).cast());
+                _mm256_storeu_si256(to.as_mut_ptr().add(row * stride + at).cast(), _mm256_cvtepu8_epi16(bytes));
+            }
+            at += 16;
         }
-        at += 16;
     }
 }
 

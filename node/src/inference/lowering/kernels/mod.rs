@@ -189,18 +189,24 @@ pub(crate) fn sums(isa: Isa, panel: Panel<'_>, weights: &Weights, block: usize, 
     }
 }
 
-/// Widens `len` codes from the start of `from` into `to`. With vectors, up to 15 more values of `to` are overwritten.
-/// `from` must have `len` + 16 readable bytes and `to` place for `len` + 16; panics otherwise.
+/// Codes that are widened in rows: row `r` from `from[r × step..]` to `to[r × stride..]`, `len` values each. Up to 15 more values
+/// of each row are overwritten; `from` and `to` must have place for `len` + 16 at the last row. Panics otherwise.
 #[inline]
-pub(crate) fn widen(isa: Isa, from: &[u8], len: usize, to: &mut [i16]) {
-    assert!(from.len() >= len + 16 && to.len() >= len + 16, "widening needs slack");
+pub(crate) fn widen(isa: Isa, from: &[u8], step: usize, rows: usize, len: usize, to: &mut [i16], stride: usize) {
+    if rows == 0 {
+        return;
+    }
+    assert!(from.len() >= (rows - 1) * step + len + 16, "widening needs slack");
+    assert!(to.len() >= (rows - 1) * stride + len + 16, "widening needs slack");
     match isa {
-        // SAFETY: the CPU has AVX2; whole blocks of 16 end before len + 16, which both slices have.
+        // SAFETY: the CPU has AVX2; whole blocks of 16 end before len + 16 in each row, which both slices have.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512Vnni => unsafe { avx2::widen(from, len, to) },
+        Isa::Avx2 | Isa::Avx512Vnni => unsafe { avx2::widen(from, step, rows, len, to, stride) },
         _ => {
-            for (to, from) in to[..len].iter_mut().zip(from) {
-                *to = i16::from(*from);
+            for row in 0..rows {
+                for (to, from) in to[row * stride..][..len].iter_mut().zip(&from[row * step..]) {
+                    *to = i16::from(*from);
+                }
             }
         }
     }

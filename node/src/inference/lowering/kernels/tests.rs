@@ -115,12 +115,17 @@ proptest! {
     }
 
     #[test]
-    fn widening_keeps_every_value(from in proptest::collection::vec(any::<u8>(), 16..200), cut in 0usize..200) {
-        let len = cut.min(from.len() - 16);
+    fn widening_keeps_every_value(
+        from in proptest::collection::vec(any::<u8>(), 100..200), len in 0usize..40, rows in 1usize..4, step in 0usize..20,
+    ) {
         for isa in Isa::available() {
-            let mut to = vec![0; len + 16];
-            widen(isa, &from, len, &mut to);
-            prop_assert!(to[..len].iter().zip(&from).all(|(to, from)| *to == i16::from(*from)));
+            let stride = len + 16;
+            let mut to = vec![0; rows * stride];
+            widen(isa, &from, step, rows, len, &mut to, stride);
+            for row in 0..rows {
+                let kept = to[row * stride..][..len].iter().zip(&from[row * step..]);
+                prop_assert!(kept.clone().all(|(to, from)| *to == i16::from(*from)));
+            }
         }
     }
 }

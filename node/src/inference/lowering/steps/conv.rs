@@ -78,54 +78,82 @@ impl Conv {
         let window = &self.window;
         let channels = window.c / self.groups.len().max(1);
         let skip = group * channels;
-        let depth = window.taps() * channels;
         if window.taps() == 1 && window.pad == [0, 0] && window.stride == [1, 1] {
-            for row in 0..rows {
-                let from = (first + row) * window.c + skip;
-                kernels::widen(isa, &x[from..], channels, &mut to[row * stride..]);
-                finish(&mut to[row * stride..], depth);
+            kernels::widen(isa, &x[first * window.c + skip..], window.c, rows, channels, to, stride);
+        } else {
+            let (pixels, width) = (window.pixels(), window.out[1]);
+            let mut row = 0;
+            while row < rows {
+                let pixel = first + row;
+                let (image, oy, ox) = (pixel / pixels, pixel % pixels / width, pixel % width);
+                let count = (width - ox).min(rows - row);
+                let image = &x[image * window.input_len()..];
+                self.pack_line(isa, image, (oy, ox), count, skip, stride, &mut to[row * stride..]);
+                row += count;
             }
-            return;
         }
-        let (pixels, width) = (window.pixels(), window.out[1]);
-        let (mut image, mut oy, mut ox) = (first / pixels, first % pixels / width, first % width);
-        for row in 0..rows {
-            let image_at = image * window.input_len();
-            let row_to = &mut to[row * stride..];
-            for ky in 0..window.kernel[0] {
-                let part = &mut row_to[ky * window.kernel[1] * channels..];
-                match window.row(oy, ky) {
-                    None => part[..window.kernel[1] * channels].fill(i16::from(self.padding)),
-                    Some(iy) => self.pack_line(isa, &x[image_at + iy * window.w * window.c..], ox, skip, part),
+        // The second value of the last pair counts nothing, but its weight is 0 and must meet a number.
+        let depth = window.taps() * channels;
+        if depth % 2 == 1 {
+            (0..rows).for_each(|row| to[row * stride + depth] = 0);
+        }
+    }
+
+    /// What `count` neighbours in one output line see, from (`oy`, `ox`) on.
+    #[allow(clippy::too_many_arguments)]
+    fn pack_line(
+        &self,
+        isa: Isa,
+        image: &[u8],
+        (oy, ox): (usize, usize),
+        count: usize,
+        skip: usize,
+        stride: usize,
+        to: &mut [i16],
+    ) {
+        let window = &self.window;
+        let channels = window.c / self.groups.len().max(1);
+        let step = window.stride[1] * window.c;
+        let whole = window.dilation[1] == 1 && channels == window.c;
+        // Kernel positions that lie side by side in the image are widened together.
+        let (parts, len) = if whole { (1, window.kernel[1] * channels) } else { (window.kernel[1], channels) };
+        for ky in 0..window.kernel[0] {
+            let Some(iy) = window.row(oy, ky) else {
+                for row in 0..count {
+                    to[row * stride + ky * window.kernel[1] * channels..][..window.kernel[1] * channels]
+                        .fill(i16::from(self.padding));
                 }
-            }
-            finish(row_to, depth);
-            ox += 1;
-            if ox == width {
-                (ox, oy) = (0, oy + 1);
-                if oy == window.out[0] {
-                    (oy, image) = (0, image + 1);
+                continue;
+            };
+            let line = &image[iy * window.w * window.c..];
+            for part in 0..parts {
+                let inner = window.inner(if whole { 0..window.kernel[1] } else { part..part + 1 });
+                let (from, past) = (inner.start.clamp(ox, ox + count), inner.end.clamp(ox, ox + count));
+                let at = (ky * window.kernel[1] + part) * channels;
+                for column in (ox..from).chain(past.max(from)..ox + count) {
+                    let to = &mut to[(column - ox) * stride + at..];
+                    self.pack_border(line, column, if whole { 0..window.kernel[1] } else { part..part + 1 }, skip, to);
+                }
+                if past > from
+                    && let Some(ix) = window.column(from, part)
+                {
+                    let to = &mut to[(from - ox) * stride + at..];
+                    kernels::widen(isa, &line[ix * window.c + skip..], step, past - from, len, to, stride);
                 }
             }
         }
     }
 
-    /// One kernel row over one input row.
-    fn pack_line(&self, isa: Isa, line: &[u8], ox: usize, skip: usize, to: &mut [i16]) {
-        let window = &self.window;
-        let channels = window.c / self.groups.len().max(1);
-        let left = ox * window.stride[1];
-        let whole = window.dilation[1] == 1 && channels == window.c;
-        if whole && left >= window.pad[1] && left - window.pad[1] + window.kernel[1] <= window.w {
-            let from = (left - window.pad[1]) * channels;
-            kernels::widen(isa, &line[from..], window.kernel[1] * channels, to);
-            return;
-        }
-        for kx in 0..window.kernel[1] {
-            let to = &mut to[kx * channels..];
-            match window.column(ox, kx) {
-                None => to[..channels].fill(i16::from(self.padding)),
-                Some(ix) => kernels::widen(isa, &line[ix * window.c + skip..], channels, to),
+    /// Kernel columns `parts` over one output pixel, some of them in the padding.
+    fn pack_border(&self, line: &[u8], ox: usize, parts: std::ops::Range<usize>, skip: usize, to: &mut [i16]) {
+        let channels = self.window.c / self.groups.len().max(1);
+        for (kx, to) in parts.zip(to.chunks_mut(channels.max(1))) {
+            match self.window.column(ox, kx) {
+                None => to.fill(i16::from(self.padding)),
+                Some(ix) => {
+                    let from = &line[ix * self.window.c + skip..][..channels];
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to = i16::from(*from));
+                }
             }
         }
     }
@@ -141,11 +169,4 @@ impl Conv {
 fn row_stride(depth: usize) -> usize {
     let stride = depth.next_multiple_of(16) + 16;
     if stride % 512 < 32 { stride + 32 } else { stride }
-}
-
-/// The second value of the last pair counts nothing, but its weight is 0 and must meet a number.
-fn finish(row: &mut [i16], depth: usize) {
-    if depth % 2 == 1 {
-        row[depth] = 0;
-    }
 }

@@ -22,7 +22,7 @@ impl Depthwise {
         // A line of padding stands in for lines above and below the image.
         let padding = vec![self.padding; window.w.max(1) * channels + SLACK];
         let mut taps: Vec<&[u8]> = vec![&padding; window.taps().next_multiple_of(2)];
-        let inner = self.inner();
+        let inner = window.inner(0..window.kernel[1]);
         let mut lines = y.chunks_exact_mut((window.out[1] * channels).max(1));
         for image in 0..batch {
             let x = &x[image * window.input_len()..];
@@ -38,15 +38,6 @@ impl Depthwise {
                 }
             }
         }
-    }
-
-    /// Output columns whose windows lie within the image's width.
-    fn inner(&self) -> std::ops::Range<usize> {
-        let window = &self.window;
-        let reach = (window.kernel[1] - 1) * window.dilation[1] + 1;
-        let first = window.pad[1].div_ceil(window.stride[1]);
-        let past = (window.w + window.pad[1]).checked_sub(reach).map_or(0, |last| last / window.stride[1] + 1);
-        first..past.min(window.out[1]).max(first)
     }
 
     /// What each kernel position sees from an output pixel on.

@@ -63,4 +63,13 @@ impl Window {
     pub(super) fn column(&self, o: usize, k: usize) -> Option<usize> {
         (o * self.stride[1] + k * self.dilation[1]).checked_sub(self.pad[1]).filter(|&column| column < self.w)
     }
+
+    /// Output columns for which all of these kernel columns lie within the image's width.
+    pub(super) fn inner(&self, kernel: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let (stride, pad) = (self.stride[1], self.pad[1]);
+        let first = pad.saturating_sub(kernel.start * self.dilation[1]).div_ceil(stride);
+        let reach = kernel.end.saturating_sub(1) * self.dilation[1] + 1;
+        let past = (self.w + pad).checked_sub(reach).map_or(0, |last| last / stride + 1);
+        first..past.min(self.out[1]).max(first)
+    }
 }
