@@ -77,6 +77,13 @@ pub(crate) fn check(node: &pb::NodeProto, opset: i64) -> Result<(), ModelError> 
             format!("needs operator set {} or newer, but the model uses {opset}; export it again", operator.since),
         ));
     }
+    // tract 0.23 reads the direction as two or one, and runs one forwards.
+    if matches!(node.op_type.as_str(), "LSTM" | "GRU") && attributes::text(node, "direction") == b"reverse" {
+        return Err(ModelError::node(
+            node,
+            "runs backwards alone, which serving lacks; export it as bidirectional, or reverse its input and output",
+        ));
+    }
     Ok(())
 }
 

@@ -19,8 +19,9 @@ enum Use {
 /// - **statistic**: any use as a BatchNormalization's running mean (input 3) or variance (input 4), because a gradient
 ///   step there would fight the running average.
 /// - **constant**: a rank-0 scalar (exporters write literals, epsilons and divisors like √d so, while a learnable
-///   vector of one element has the shape [1]); a tensor whose every use is a slot that ONNX defines as a setting
-///   (Clip bounds, Pow's exponent, Resize's scales, quantization scales, ...); and a tensor that nothing uses.
+///   vector of one element has the shape [1]; a single number under one of an exporter's own names comes as rank 0 too);
+///   a tensor whose every use is a slot that ONNX defines as a setting (Clip bounds, Pow's exponent, Resize's scales,
+///   quantization scales, ...); and a tensor that nothing uses.
 /// - **trainable**: the rest. A file cannot say "learnable", so a float mask or table of positions counts as trainable
 ///   too; export it as a Constant node or as a rank-0 scalar to keep it fixed.
 pub(crate) fn classify<'g>(
@@ -85,7 +86,8 @@ mod tests {
             node("Clip", &["b", "low", "high"], &["c"]),
             node("Pow", &["c", "exponent"], &["d"]),
             node("Mul", &["d", "literal"], &["e"]),
-            node("Mul", &["e", "learned"], &["f"]),
+            node("Mul", &["e", "val_7"], &["e7"]),
+            node("Mul", &["e7", "learned"], &["f"]),
             node("Add", &["f", "shared"], &["g"]),
             node("Clip", &["g", "shared"], &["y"]),
         ];
@@ -104,6 +106,7 @@ mod tests {
             one("learned"),
             one("shared"),
             one("unused"),
+            one("val_7"),
         ];
         let model = Model::from_bytes(bytes(graph(&[-1, 1, 1, 1], &[-1, 1, 1, 1], nodes, initializers))).unwrap();
         let classes: Vec<_> = model.layout().parameters().iter().map(|spec| (spec.name.as_str(), spec.class)).collect();
@@ -122,6 +125,7 @@ mod tests {
                 ("learned", Trainable),
                 ("shared", Trainable),
                 ("unused", Constant),
+                ("val_7", Constant),
             ]
         );
         let exchanged: Vec<_> = model.layout().exchanged().map(|(spec, range)| (spec.name.as_str(), range)).collect();

@@ -164,7 +164,7 @@ fn names(values: &[&pb::ValueInfoProto]) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
-    use crate::testing::{bytes, floats, graph, int, linear, model, node, value};
+    use crate::testing::{bytes, floats, graph, int, linear, model, node, text, value};
     use crate::{Model, pb};
     use prost::Message;
 
@@ -276,6 +276,15 @@ mod tests {
         let mut graph = linear();
         graph.node[0].op_type = "Gelu".to_owned();
         assert!(refused(&model(graph, 19)).contains("operator set 20"));
+    }
+
+    #[test]
+    fn a_recurrence_that_runs_backwards_alone_is_refused() {
+        let mut graph = linear();
+        graph.node[0].op_type = "LSTM".to_owned();
+        graph.node[0].attribute.clear();
+        graph.node[0] = text(graph.node[0].clone(), "direction", "reverse");
+        assert!(refused(graph).contains("backwards"));
     }
 
     #[test]

@@ -82,7 +82,8 @@ pub(crate) fn integers(tensor: &TensorProto) -> Option<Vec<i64>> {
 /// Names, shapes and classes of a graph's float32 initializers, whose tensors were checked.
 pub(crate) fn layout(graph: &pb::GraphProto) -> Result<Layout, ModelError> {
     let floats = || graph.initializer.iter().filter(|tensor| tensor.data_type == DataType::Float as i32);
-    let ranks: Vec<(&str, usize)> = floats().map(|tensor| (tensor.name.as_str(), tensor.dims.len())).collect();
+    let rank = |tensor: &TensorProto| if is_literal(tensor) { 0 } else { tensor.dims.len() };
+    let ranks: Vec<(&str, usize)> = floats().map(|tensor| (tensor.name.as_str(), rank(tensor))).collect();
     let classes = classify(graph, &ranks);
     let mut parameters = Vec::with_capacity(ranks.len());
     for tensor in floats() {
@@ -93,6 +94,14 @@ pub(crate) fn layout(graph: &pb::GraphProto) -> Result<Layout, ModelError> {
         });
     }
     Layout::new(parameters)
+}
+
+/// Whether a tensor is a number that PyTorch's newer exporter wrote down, such as the scale of an attention: one element,
+/// under a name of its own making (`val_77`). Such a number counts as a scalar: it is no parameter.
+fn is_literal(tensor: &TensorProto) -> bool {
+    let digits = tensor.name.strip_prefix("val_");
+    let made = digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()));
+    made && tensor.dims.iter().all(|&dim| dim == 1)
 }
 
 /// Refuses NaN anywhere and infinity in an exchanged parameter. An infinite constant is legal: a Clip without a bound.

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::backend::Backend;
 use fedge_models::pb::{NodeProto, TensorProto};
 use fedge_models::{Model, ParameterClass};
 
 use super::TrainingError;
 use super::backend::{Precision, Tensor, tensor};
+use super::engine::Engine;
 use super::graph::{Mode, Program, Step};
 use super::node::{self, Node};
 use super::ops::{self, Built, Work, held};
@@ -45,7 +45,7 @@ const LIFTED: [&str; 15] = [
 ];
 
 /// A program under construction.
-pub(super) struct Compiler<'g, B: Backend> {
+pub(super) struct Compiler<'g, B: Engine> {
     opset: i64,
     batch: usize,
     mode: Mode,
@@ -59,7 +59,7 @@ pub(super) struct Compiler<'g, B: Backend> {
     elements: usize,
 }
 
-impl<'g, B: Backend> Compiler<'g, B> {
+impl<'g, B: Engine> Compiler<'g, B> {
     pub(super) fn new(model: &'g Model, batch: usize, mode: Mode, precision: Precision) -> Compiler<'g, B> {
         let mut values = HashMap::new();
         let mut slots = 0;
@@ -244,7 +244,7 @@ impl<'g, B: Backend> Compiler<'g, B> {
 }
 
 /// A value is given away at its last use, so that memory is freed early and kernels may work in place.
-fn mark_last_uses<B: Backend>(steps: &mut [Step<B>], output: usize, slots: usize) {
+fn mark_last_uses<B: Engine>(steps: &mut [Step<B>], output: usize, slots: usize) {
     let mut used = vec![false; slots];
     if let Some(used) = used.get_mut(output) {
         *used = true;

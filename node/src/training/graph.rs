@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 
-use burn::backend::{Backend, TensorMetadata};
+use burn::backend::TensorMetadata;
 use fedge_models::Model;
 use fedge_models::pb::NodeProto;
 
 use super::backend::{Precision, Tensor};
 use super::compile::Compiler;
+use super::engine::Engine;
 use super::ops::{BatchStatistics, Kernel};
 use super::{Loss, TrainingError};
 
@@ -24,7 +25,7 @@ pub(super) enum Mode {
 }
 
 /// A graph whose every shape is known, for one batch size. Nothing of the file is looked at again when it runs.
-pub(super) struct Program<B: Backend> {
+pub(super) struct Program<B: Engine> {
     pub(super) steps: Vec<Step<B>>,
     /// Constants of the file and their slots.
     pub(super) constants: Vec<(usize, Tensor<B>)>,
@@ -41,7 +42,7 @@ pub(super) struct Program<B: Backend> {
 }
 
 /// One node that has work to do.
-pub(super) struct Step<B: Backend> {
+pub(super) struct Step<B: Engine> {
     pub(super) kernel: Kernel<B>,
     /// Slot of each input, and whether this is its last use.
     pub(super) inputs: Vec<(usize, bool)>,
@@ -51,7 +52,7 @@ pub(super) struct Step<B: Backend> {
     pub(super) node: String,
 }
 
-impl<B: Backend> Program<B> {
+impl<B: Engine> Program<B> {
     /// Compiles the part of the model's graph that the loss is computed from: a Softmax or LogSoftmax at the end is left out
     /// for cross-entropy, a Sigmoid for binary cross-entropy. Without a loss, the whole. Every error of the graph is found
     /// here and names its node.
@@ -108,7 +109,7 @@ impl<B: Backend> Program<B> {
     }
 }
 
-impl<B: Backend> Step<B> {
+impl<B: Engine> Step<B> {
     fn run(
         &self,
         values: &mut [Option<Tensor<B>>],
@@ -145,7 +146,7 @@ impl<B: Backend> Step<B> {
     }
 }
 
-fn set<B: Backend>(values: &mut [Option<Tensor<B>>], slot: usize, value: Tensor<B>) {
+fn set<B: Engine>(values: &mut [Option<Tensor<B>>], slot: usize, value: Tensor<B>) {
     if let Some(place) = values.get_mut(slot) {
         *place = Some(value);
     }

@@ -12,7 +12,9 @@ use fedge_models::{Model, Weights};
 
 mod backend;
 mod compile;
+mod convolve;
 mod dataset;
+mod engine;
 mod error;
 mod graph;
 mod loss;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::ops::FloatTensorOps;
-use burn::backend::{AutodiffBackend, Backend, TensorMetadata};
+use burn::backend::{AutodiffBackend, TensorMetadata};
 use fedge_models::{Layout, Model, Weights};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::backend::{Plain, PlainTensor, Precision, Taped, leaf, tensor, tensor_from_f64, to_f64};
 use super::dataset::Targets;
+use super::engine::Engine;
 use super::graph::{Mode, Program};
 use super::loss::Loss;
 use super::loss::{Form, Measured, measure};
@@ -200,7 +201,7 @@ fn clip(gradients: &mut [Option<PlainTensor>], limit: f32) {
 }
 
 /// How the program's output is compared with targets of this shape (one sample's).
-fn form_of<B: Backend>(
+fn form_of<B: Engine>(
     program: &Program<B>,
     objective: &Objective,
     target: &[usize],
@@ -217,7 +218,7 @@ fn form_of<B: Backend>(
 }
 
 /// Checks all the data against what the program gives.
-fn check<B: Backend>(program: &Program<B>, objective: &Objective, data: &Dataset) -> Result<(), TrainingError> {
+fn check<B: Engine>(program: &Program<B>, objective: &Objective, data: &Dataset) -> Result<(), TrainingError> {
     let (target, values) = data.target_form();
     let form = form_of(program, objective, target, values)?;
     if program.output_shape.first() != Some(&program.batch) {

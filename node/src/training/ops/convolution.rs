@@ -1,17 +1,17 @@
 //! Conv and ConvTranspose over one or two spatial axes, with groups, dilations and padding of either side.
 //! The window's arithmetic is in `window`.
 
-use burn::backend::Backend;
 use burn::backend::ops::{ConvOptions, ConvTransposeOptions};
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::select::range;
 use super::window::Window;
-use super::{Built, Kernel};
+use super::{Built, Kernel, reshape};
 
-pub(super) fn conv<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn conv<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["kernel_shape", "strides", "dilations", "pads", "auto_pad", "group"])?;
     node.expect_inputs(2..=3)?;
     let (x, weight, bias) = (node.tensor(0)?, node.tensor(1)?, node.optional_tensor(2)?);
@@ -43,12 +43,18 @@ pub(super) fn conv<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErro
     shape.extend(window.output(node, spatial)?);
     let kernel = match spatial.len() {
         1 => {
-            let options = options::<1>(node, &window, groups)?;
-            Kernel::Affine(Box::new(move |x, weight, bias| B::conv1d(x, weight, bias, options.clone())))
+            // A signal is an image of one row.
+            let options = options(node, &row(&window), groups)?;
+            let (image, filter) = (as_image(&x.shape), as_image(&weight.shape));
+            let target = shape.clone();
+            Kernel::Affine(Box::new(move |x, weight, bias| {
+                let (x, weight) = (reshape::<B>(x, &image), reshape::<B>(weight, &filter));
+                reshape::<B>(B::convolve(x, weight, bias, &options), &target)
+            }))
         }
         2 => {
-            let options = options::<2>(node, &window, groups)?;
-            Kernel::Affine(Box::new(move |x, weight, bias| B::conv2d(x, weight, bias, options.clone())))
+            let options = options(node, &window, groups)?;
+            Kernel::Affine(Box::new(move |x, weight, bias| B::convolve(x, weight, bias, &options)))
         }
         axes => return Err(node.error(format!("it has {axes} spatial axes; training has Conv with 1 or 2"))),
     };
@@ -56,16 +62,33 @@ pub(super) fn conv<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErro
     Ok(Built::step(inputs, shape, kernel))
 }
 
-fn options<const N: usize>(node: &Node<'_>, window: &Window, groups: usize) -> Result<ConvOptions<N>, TrainingError> {
-    let array = |values: &[usize]| <[usize; N]>::try_from(values).ok();
-    let pads = <[(usize, usize); N]>::try_from(window.pads.as_slice()).ok();
+/// The window of one row over images of one row.
+fn row(window: &Window) -> Window {
+    let before = |list: &[usize]| [&[1], list].concat();
+    Window {
+        kernel: before(&window.kernel),
+        strides: before(&window.strides),
+        dilations: before(&window.dilations),
+        pads: [&[(0, 0)], window.pads.as_slice()].concat(),
+        ceil_mode: window.ceil_mode,
+    }
+}
+
+fn as_image(shape: &[usize]) -> Vec<usize> {
+    let (before, after) = shape.split_at(2.min(shape.len()));
+    [before, &[1], after].concat()
+}
+
+fn options(node: &Node<'_>, window: &Window, groups: usize) -> Result<ConvOptions<2>, TrainingError> {
+    let array = |values: &[usize]| <[usize; 2]>::try_from(values).ok();
+    let pads = <[(usize, usize); 2]>::try_from(window.pads.as_slice()).ok();
     let (Some(strides), Some(dilations), Some(pads)) = (array(&window.strides), array(&window.dilations), pads) else {
         return Err(node.error("its window does not match its axes"));
     };
     Ok(ConvOptions::new_with_padding(strides, pads, dilations, groups))
 }
 
-pub(super) fn conv_transpose<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn conv_transpose<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&[
         "kernel_shape",
         "strides",

@@ -1,17 +1,16 @@
 //! Einsum of one or two tensors: sums, one batched matrix product, and a transposition of what is left.
 //! Plain matrix products are in `linear`.
 
-use burn::backend::Backend;
-
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::{Built, Kernel, elements, reshape};
 
 /// An operand's letters and sizes.
 type Letters = Vec<(char, usize)>;
 
-pub(super) fn einsum<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn einsum<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["equation"])?;
     node.expect_inputs(1..=2)?;
     let equation: String = node.string("equation", "")?.chars().filter(|c| !c.is_whitespace()).collect();
@@ -61,7 +60,7 @@ impl Product {
         Product { a, b, output }
     }
 
-    fn run<B: Backend>(&self, x: Tensor<B>, y: Tensor<B>) -> Tensor<B> {
+    fn run<B: Engine>(&self, x: Tensor<B>, y: Tensor<B>) -> Tensor<B> {
         let wanted = |other: &Letters| [other.as_slice(), &self.output].concat();
         let (x, a) = sum_out::<B>(x, &self.a, &wanted(&self.b));
         let (y, b) = sum_out::<B>(y, &self.b, &wanted(&a));
@@ -85,7 +84,7 @@ impl Product {
 }
 
 /// Sums over the letters that nothing else has.
-fn sum_out<B: Backend>(x: Tensor<B>, letters: &Letters, wanted: &[(char, usize)]) -> (Tensor<B>, Letters) {
+fn sum_out<B: Engine>(x: Tensor<B>, letters: &Letters, wanted: &[(char, usize)]) -> (Tensor<B>, Letters) {
     let is_wanted = |letter: &(char, usize)| wanted.iter().any(|(c, _)| *c == letter.0);
     let kept: Letters = letters.iter().filter(|letter| is_wanted(letter)).copied().collect();
     if kept.len() == letters.len() {
@@ -97,7 +96,7 @@ fn sum_out<B: Backend>(x: Tensor<B>, letters: &Letters, wanted: &[(char, usize)]
 }
 
 /// Brings axes into another order.
-fn arrange<B: Backend>(x: Tensor<B>, from: &[(char, usize)], to: &[(char, usize)]) -> Tensor<B> {
+fn arrange<B: Engine>(x: Tensor<B>, from: &[(char, usize)], to: &[(char, usize)]) -> Tensor<B> {
     let order: Vec<usize> = to.iter().filter_map(|(c, _)| from.iter().position(|(letter, _)| letter == c)).collect();
     if order.iter().copied().eq(0..from.len()) { x } else { B::float_permute(x, &order) }
 }

@@ -1,62 +1,63 @@
 //! Arithmetic that works element by element, with numpy's broadcasting where it takes several tensors.
 //! On integers that are known at compile time, Add, Sub, Mul and Div fold. Activations are in `activation`.
 
-use burn::backend::{Backend, Scalar, Shape, TensorMetadata};
+use burn::backend::{Scalar, Shape, TensorMetadata};
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::{Integers, Kind, Origin, TensorRef, Value};
 use super::{Built, Kernel, held, reshape};
 
 type Made<B> = Result<Built<B>, TrainingError>;
 
-pub(super) fn erf<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn erf<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_erf)
 }
 
-pub(super) fn sqrt<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn sqrt<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_sqrt)
 }
 
-pub(super) fn exp<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn exp<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_exp)
 }
 
-pub(super) fn log<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn log<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_log)
 }
 
-pub(super) fn neg<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn neg<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_neg)
 }
 
-pub(super) fn abs<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn abs<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_abs)
 }
 
-pub(super) fn sin<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn sin<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_sin)
 }
 
-pub(super) fn cos<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn cos<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_cos)
 }
 
-pub(super) fn reciprocal<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn reciprocal<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_recip)
 }
 
-pub(super) fn floor<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn floor<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_floor)
 }
 
-pub(super) fn ceil<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn ceil<B: Engine>(node: &Node<'_>) -> Made<B> {
     plain(node, B::float_ceil)
 }
 
 /// A constant single exponent is a power of its own; other exponents have a gradient where the base is positive.
-pub(super) fn pow<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn pow<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&[])?;
     node.expect_inputs(2..=2)?;
     let x = node.tensor(0)?;
@@ -81,16 +82,14 @@ pub(super) fn pow<B: Backend>(node: &Node<'_>) -> Made<B> {
     }))
 }
 
-pub(super) fn clip<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn clip<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&["min", "max"])?;
     node.expect_inputs(1..=3)?;
     let x = node.tensor(0)?;
     let min = bound(node, 1, "min", f32::MIN)?;
     let max = bound(node, 2, "max", f32::MAX)?;
-    if min > max {
-        return Err(node.error(format!("its lower bound {min} is above its upper bound {max}")));
-    }
-    let (min, max) = (scalar(min), scalar(max));
+    // The upper bound is applied last, so it wins.
+    let (min, max) = (scalar(min.min(max)), scalar(max));
     Ok(Built::unary(x, x.shape.clone(), move |x| B::float_clamp(x, min, max)))
 }
 
@@ -104,24 +103,24 @@ fn bound(node: &Node<'_>, input: usize, attribute: &str, default: f32) -> Result
     if bound.is_nan() { Err(node.error(format!("its bound {attribute:?} is NaN"))) } else { Ok(bound) }
 }
 
-pub(super) fn add<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn add<B: Engine>(node: &Node<'_>) -> Made<B> {
     arithmetic(node, B::float_add, i64::checked_add)
 }
 
-pub(super) fn sub<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn sub<B: Engine>(node: &Node<'_>) -> Made<B> {
     arithmetic(node, B::float_sub, i64::checked_sub)
 }
 
-pub(super) fn mul<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn mul<B: Engine>(node: &Node<'_>) -> Made<B> {
     arithmetic(node, B::float_mul, i64::checked_mul)
 }
 
-pub(super) fn div<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn div<B: Engine>(node: &Node<'_>) -> Made<B> {
     arithmetic(node, B::float_div, i64::checked_div)
 }
 
 /// The remainder with the divisor's sign, or with `fmod` the dividend's, on integers that are known at compile time alone.
-pub(super) fn modulo<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn modulo<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&["fmod"])?;
     node.expect_inputs(2..=2)?;
     let truncated = node.flag("fmod", false)?;
@@ -134,7 +133,7 @@ pub(super) fn modulo<B: Backend>(node: &Node<'_>) -> Made<B> {
     }
 }
 
-fn arithmetic<B: Backend>(
+fn arithmetic<B: Engine>(
     node: &Node<'_>,
     run: fn(Tensor<B>, Tensor<B>) -> Tensor<B>,
     fold: fn(i64, i64) -> Option<i64>,
@@ -154,12 +153,12 @@ fn arithmetic<B: Backend>(
 }
 
 /// The sum of any number of tensors.
-pub(super) fn sum<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn sum<B: Engine>(node: &Node<'_>) -> Made<B> {
     over_all(node, |inputs| inputs.into_iter().reduce(B::float_add))
 }
 
 /// The mean of any number of tensors, element by element.
-pub(super) fn mean<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn mean<B: Engine>(node: &Node<'_>) -> Made<B> {
     over_all(node, |inputs| {
         let count = inputs.len() as f64;
         inputs.into_iter().reduce(B::float_add).map(|sum| B::float_mul_scalar(sum, Scalar::Float(1.0 / count)))
@@ -167,7 +166,7 @@ pub(super) fn mean<B: Backend>(node: &Node<'_>) -> Made<B> {
 }
 
 /// Joins all inputs, brought to their common shape. `run` gets at least one.
-pub(super) fn over_all<B: Backend>(node: &Node<'_>, run: fn(Vec<Tensor<B>>) -> Option<Tensor<B>>) -> Made<B> {
+pub(super) fn over_all<B: Engine>(node: &Node<'_>, run: fn(Vec<Tensor<B>>) -> Option<Tensor<B>>) -> Made<B> {
     node.expect_attributes(&[])?;
     let inputs: Vec<TensorRef> =
         (0..node.input_count()).map(|index| node.tensor(index).cloned()).collect::<Result<_, _>>()?;
@@ -188,7 +187,7 @@ pub(super) fn over_all<B: Backend>(node: &Node<'_>, run: fn(Vec<Tensor<B>>) -> O
 }
 
 /// A tensor repeated along its axes of 1 until it has this shape, which it broadcasts to.
-pub(super) fn expand<B: Backend>(x: Tensor<B>, shape: &[usize]) -> Tensor<B> {
+pub(super) fn expand<B: Engine>(x: Tensor<B>, shape: &[usize]) -> Tensor<B> {
     let now = x.shape().to_vec();
     if now == shape {
         return x;
@@ -197,7 +196,7 @@ pub(super) fn expand<B: Backend>(x: Tensor<B>, shape: &[usize]) -> Tensor<B> {
     B::float_expand(x, Shape::from(shape.to_vec()))
 }
 
-pub(super) fn fold_integers<B: Backend>(
+pub(super) fn fold_integers<B: Engine>(
     node: &Node<'_>,
     a: &Integers,
     b: &Integers,
@@ -219,7 +218,7 @@ pub(super) fn at(integers: &Integers, index: usize) -> Option<i64> {
 }
 
 /// Joins two tensors by numpy's rules. burn's primitives broadcast tensors of equal rank, so the lower rank is lifted.
-pub(super) fn broadcast<B: Backend>(
+pub(super) fn broadcast<B: Engine>(
     node: &Node<'_>,
     a: &TensorRef,
     b: &TensorRef,
@@ -254,7 +253,7 @@ pub(super) fn lifted(shape: &[usize], rank: usize) -> Option<Vec<usize>> {
     Some(std::iter::repeat_n(1, missing).chain(shape.iter().copied()).collect())
 }
 
-pub(super) fn lift<B: Backend>(x: Tensor<B>, shape: Option<&[usize]>) -> Tensor<B> {
+pub(super) fn lift<B: Engine>(x: Tensor<B>, shape: Option<&[usize]>) -> Tensor<B> {
     match shape {
         Some(shape) => reshape::<B>(x, shape),
         None => x,
@@ -262,15 +261,12 @@ pub(super) fn lift<B: Backend>(x: Tensor<B>, shape: Option<&[usize]>) -> Tensor<
 }
 
 /// A unary operator without attributes.
-pub(super) fn plain<B: Backend>(node: &Node<'_>, run: fn(Tensor<B>) -> Tensor<B>) -> Made<B> {
+pub(super) fn plain<B: Engine>(node: &Node<'_>, run: fn(Tensor<B>) -> Tensor<B>) -> Made<B> {
     node.expect_attributes(&[])?;
     map(node, run)
 }
 
-pub(super) fn map<B: Backend>(
-    node: &Node<'_>,
-    run: impl Fn(Tensor<B>) -> Tensor<B> + Send + Sync + 'static,
-) -> Made<B> {
+pub(super) fn map<B: Engine>(node: &Node<'_>, run: impl Fn(Tensor<B>) -> Tensor<B> + Send + Sync + 'static) -> Made<B> {
     node.expect_inputs(1..=1)?;
     let x = node.tensor(0)?;
     Ok(Built::unary(x, x.shape.clone(), run))

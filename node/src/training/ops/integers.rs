@@ -1,12 +1,13 @@
 //! Constants, and the integer arithmetic that exporters write around Reshape: it folds when the graph is compiled.
 //! Add, Sub, Mul and Div of integers fold in `elementwise`; Concat and Unsqueeze in `shape`.
 
-use burn::backend::{Backend, BoolDType, Scalar, TensorMetadata};
+use burn::backend::{BoolDType, Scalar, TensorMetadata};
 use fedge_models::pb::attribute_proto::AttributeType;
 use fedge_models::pb::tensor_proto::DataType;
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::{Decoded, Integers, Kind, MAX_INTEGERS, TensorRef, Value, decode, whole};
 use super::Built;
@@ -14,7 +15,7 @@ use super::Built;
 /// Most elements of a constant that a short node asks for.
 const MAX_FILLED: usize = 1 << 26;
 
-pub(super) fn constant<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn constant<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["value", "value_float", "value_floats", "value_int", "value_ints"])?;
     node.expect_inputs(0..=0)?;
     if let Some(attribute) = node.attribute("value", AttributeType::Tensor)? {
@@ -46,7 +47,7 @@ pub(super) fn constant<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Training
     }
 }
 
-pub(super) fn shape<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn shape<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["start", "end"])?;
     node.expect_inputs(1..=1)?;
     let dims: Vec<i64> = match node.value(0)? {
@@ -60,7 +61,7 @@ pub(super) fn shape<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErr
     Ok(Built::integers(dims.get(start..end).unwrap_or_default().to_vec(), false))
 }
 
-pub(super) fn gather<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn gather<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axis"])?;
     node.expect_inputs(2..=2)?;
     let (data, indices) = (only_integers(node)?, node.integers(1)?);
@@ -75,7 +76,7 @@ pub(super) fn gather<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingEr
     Ok(Built::integers(values, indices.scalar))
 }
 
-pub(super) fn slice<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn slice<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&[])?;
     node.expect_inputs(3..=5)?;
     let data = only_integers(node)?;
@@ -99,7 +100,7 @@ pub(super) fn slice<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErr
 }
 
 /// Between floats, integers and truth values, all of which are held as floats. Floats lose their fraction.
-pub(super) fn cast<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn cast<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["to", "saturate", "round_mode"])?;
     node.expect_inputs(1..=1)?;
     let to = node.int("to", 0)?;
@@ -140,7 +141,7 @@ pub(super) fn cast<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErro
 }
 
 /// A tensor of one value, as large as its input says.
-pub(super) fn constant_of_shape<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn constant_of_shape<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["value"])?;
     node.expect_inputs(1..=1)?;
     let shape: Option<Vec<usize>> =
@@ -172,7 +173,7 @@ pub(super) fn constant_of_shape<B: Backend>(node: &Node<'_>) -> Result<Built<B>,
 }
 
 /// Whole numbers from a start to before a limit.
-pub(super) fn range<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn range<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["stash_type"])?;
     node.expect_inputs(3..=3)?;
     let (start, limit, step) = (single(node, 0)?, single(node, 1)?, single(node, 2)?);
@@ -190,7 +191,7 @@ pub(super) fn range<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErr
     Ok(Built::Constant { values, shape, kind: Kind::Integer })
 }
 
-pub(super) fn size<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn size<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&[])?;
     node.expect_inputs(1..=1)?;
     Ok(Built::integers(vec![node.any(0)?.shape.iter().product::<usize>() as i64], true))

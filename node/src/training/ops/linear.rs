@@ -1,14 +1,15 @@
 //! Matrix products: MatMul with numpy's batching, and Gemm.
 //! Convolution as a matrix product is the backend's own matter.
 
-use burn::backend::{Backend, Scalar};
+use burn::backend::Scalar;
 
 use super::super::TrainingError;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::elementwise::{broadcast_shape, lift, lifted};
 use super::{Built, Kernel, elements, reshape};
 
-pub(super) fn matmul<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn matmul<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&[])?;
     node.expect_inputs(2..=2)?;
     let (a, b) = (node.tensor(0)?, node.tensor(1)?);
@@ -18,7 +19,7 @@ pub(super) fn matmul<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingEr
         ([], _) | (_, []) => return Err(mismatch()),
         ([k], b) if b.len() > 1 => (vec![1, *k], b.to_vec()),
         (a, [k]) if a.len() > 1 => (a.to_vec(), vec![*k, 1]),
-        ([_], [_]) => return Err(node.error("the product of two vectors is a scalar, which training lacks")),
+        ([k], [inner]) => (vec![1, *k], vec![*inner, 1]),
         (a, b) => (a.to_vec(), b.to_vec()),
     };
     let ([batch_a @ .., m, k], [batch_b @ .., inner, n]) = (shape_a.as_slice(), shape_b.as_slice()) else {
@@ -50,7 +51,7 @@ pub(super) fn matmul<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingEr
 }
 
 /// α·A'·B' + β·C, where A' and B' are A and B, transposed where asked.
-pub(super) fn gemm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn gemm<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["alpha", "beta", "transA", "transB"])?;
     node.expect_inputs(2..=3)?;
     let (a, b, c) = (node.tensor(0)?, node.tensor(1)?, node.optional_tensor(2)?);

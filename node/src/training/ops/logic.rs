@@ -1,10 +1,11 @@
 //! Comparisons, truth values, Where, and the larger or smaller of several tensors.
 //! Truth values are held as 0 and 1; no gradient flows through them.
 
-use burn::backend::{Backend, BoolDType, Scalar, TensorMetadata};
+use burn::backend::{BoolDType, Scalar, TensorMetadata};
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::{Integers, Kind, TensorRef, Value};
 use super::elementwise::{at, broadcast, broadcast_shape, expand, fold_integers, over_all};
@@ -16,27 +17,27 @@ type Mask<B> = burn::backend::tensor::BoolTensor<B>;
 /// How masks are held for the moment that one lives.
 const BOOL: BoolDType = BoolDType::Native;
 
-pub(super) fn equal<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn equal<B: Engine>(node: &Node<'_>) -> Made<B> {
     compare(node, |a, b| B::float_equal(a, b, BOOL), |a, b| a == b)
 }
 
-pub(super) fn greater<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn greater<B: Engine>(node: &Node<'_>) -> Made<B> {
     compare(node, |a, b| B::float_greater(a, b, BOOL), |a, b| a > b)
 }
 
-pub(super) fn greater_or_equal<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn greater_or_equal<B: Engine>(node: &Node<'_>) -> Made<B> {
     compare(node, |a, b| B::float_greater_equal(a, b, BOOL), |a, b| a >= b)
 }
 
-pub(super) fn less<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn less<B: Engine>(node: &Node<'_>) -> Made<B> {
     compare(node, |a, b| B::float_lower(a, b, BOOL), |a, b| a < b)
 }
 
-pub(super) fn less_or_equal<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn less_or_equal<B: Engine>(node: &Node<'_>) -> Made<B> {
     compare(node, |a, b| B::float_lower_equal(a, b, BOOL), |a, b| a <= b)
 }
 
-fn compare<B: Backend>(
+fn compare<B: Engine>(
     node: &Node<'_>,
     run: fn(Tensor<B>, Tensor<B>) -> Mask<B>,
     fold: fn(&i64, &i64) -> bool,
@@ -59,7 +60,7 @@ fn compare<B: Backend>(
     Ok(built.of_kind(Kind::Bool))
 }
 
-pub(super) fn not<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn not<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&[])?;
     node.expect_inputs(1..=1)?;
     let x = node.condition(0)?;
@@ -67,23 +68,23 @@ pub(super) fn not<B: Backend>(node: &Node<'_>) -> Made<B> {
     Ok(Built::unary(x, x.shape.clone(), move |x| B::float_neg(B::float_sub_scalar(x, one))).of_kind(Kind::Bool))
 }
 
-pub(super) fn and<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn and<B: Engine>(node: &Node<'_>) -> Made<B> {
     both(node, |a, b| B::float_mul(a, b))
 }
 
-pub(super) fn or<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn or<B: Engine>(node: &Node<'_>) -> Made<B> {
     // a + b − ab is 1 where either is.
     both(node, |a: Tensor<B>, b: Tensor<B>| B::float_sub(B::float_add(a.clone(), b.clone()), B::float_mul(a, b)))
 }
 
-fn both<B: Backend>(node: &Node<'_>, run: fn(Tensor<B>, Tensor<B>) -> Tensor<B>) -> Made<B> {
+fn both<B: Engine>(node: &Node<'_>, run: fn(Tensor<B>, Tensor<B>) -> Tensor<B>) -> Made<B> {
     node.expect_attributes(&[])?;
     node.expect_inputs(2..=2)?;
     Ok(broadcast(node, node.condition(0)?, node.condition(1)?, run)?.of_kind(Kind::Bool))
 }
 
 /// Where(condition, a, b): a where the condition holds, else b.
-pub(super) fn where_<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn where_<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&[])?;
     node.expect_inputs(3..=3)?;
     if let (Value::Integers(condition), Value::Integers(a), Value::Integers(b)) =
@@ -116,7 +117,7 @@ pub(super) fn where_<B: Backend>(node: &Node<'_>) -> Made<B> {
     Ok(Built::step(inputs, shape, kernel).of_kind(kind))
 }
 
-fn where_integers<B: Backend>(node: &Node<'_>, condition: &Integers, a: &Integers, b: &Integers) -> Made<B> {
+fn where_integers<B: Engine>(node: &Node<'_>, condition: &Integers, a: &Integers, b: &Integers) -> Made<B> {
     let len = [condition, a, b].map(|list| list.values.len()).into_iter().max().unwrap_or(0);
     let fits = [condition, a, b].iter().all(|list| list.values.len() == len || list.values.len() == 1);
     let pick = |index| if at(condition, index)? != 0 { at(a, index) } else { at(b, index) };
@@ -126,7 +127,7 @@ fn where_integers<B: Backend>(node: &Node<'_>, condition: &Integers, a: &Integer
 }
 
 /// The largest of several tensors, element by element; of equal ones the first gets the gradient.
-pub(super) fn max<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn max<B: Engine>(node: &Node<'_>) -> Made<B> {
     over_all(node, |inputs| {
         inputs.into_iter().reduce(|a: Tensor<B>, b: Tensor<B>| {
             let mask = B::float_greater(b.clone(), a.clone(), BOOL);
@@ -136,7 +137,7 @@ pub(super) fn max<B: Backend>(node: &Node<'_>) -> Made<B> {
 }
 
 /// The smallest of several tensors, element by element; of equal ones the first gets the gradient.
-pub(super) fn min<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn min<B: Engine>(node: &Node<'_>) -> Made<B> {
     over_all(node, |inputs| {
         inputs.into_iter().reduce(|a: Tensor<B>, b: Tensor<B>| {
             let mask = B::float_lower(b.clone(), a.clone(), BOOL);

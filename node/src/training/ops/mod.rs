@@ -1,10 +1,11 @@
 //! The operators that training can run: one table from ONNX name to builder, split by family.
 //! A builder checks a node once and gives a kernel; graphs, slots and lifetimes are `graph`'s matter.
 
-use burn::backend::{Backend, Shape};
+use burn::backend::Shape;
 
 use super::TrainingError;
 use super::backend::Tensor;
+use super::engine::Engine;
 use super::node::Node;
 use super::value::{Integers, Kind, TensorRef, Value};
 
@@ -30,7 +31,7 @@ pub(super) use normalization::{BatchNorm, BatchStatistics, follow};
 pub(super) type Builder<B> = fn(&Node<'_>) -> Result<Built<B>, TrainingError>;
 
 /// What a builder makes of a node.
-pub(super) enum Built<B: Backend> {
+pub(super) enum Built<B: Engine> {
     /// Work at run time.
     Step(Work<B>),
     /// Nothing: the output is this value.
@@ -40,7 +41,7 @@ pub(super) enum Built<B: Backend> {
 }
 
 /// What a node does at run time.
-pub(super) struct Work<B: Backend> {
+pub(super) struct Work<B: Engine> {
     pub inputs: Vec<TensorRef>,
     pub outputs: Vec<Output>,
     pub kernel: Kernel<B>,
@@ -53,7 +54,7 @@ pub(super) struct Output {
 }
 
 /// The work of one node, by how many tensors it takes.
-pub(super) enum Kernel<B: Backend> {
+pub(super) enum Kernel<B: Engine> {
     Unary(UnaryWork<B>),
     Binary(BinaryWork<B>),
     /// Two operands and a bias that may be left out.
@@ -74,12 +75,12 @@ type ManyWork<B> = Box<dyn Fn(Vec<Tensor<B>>) -> Vec<Tensor<B>> + Send + Sync>;
 type VariadicWork<B> = Box<dyn Fn(Vec<Tensor<B>>) -> Tensor<B> + Send + Sync>;
 
 /// The builder of an ONNX operator of the default domain; `None` where training lacks it.
-pub(super) fn builder<B: Backend>(operator: &str) -> Option<Builder<B>> {
+pub(super) fn builder<B: Engine>(operator: &str) -> Option<Builder<B>> {
     table::<B>().into_iter().find(|(name, _)| *name == operator).map(|(_, builder)| builder)
 }
 
 /// Every operator that training knows.
-pub(super) fn table<B: Backend>() -> [(&'static str, Builder<B>); 93] {
+pub(super) fn table<B: Engine>() -> [(&'static str, Builder<B>); 93] {
     [
         ("Relu", activation::relu),
         ("LeakyRelu", activation::leaky_relu),
@@ -177,7 +178,7 @@ pub(super) fn table<B: Backend>() -> [(&'static str, Builder<B>); 93] {
     ]
 }
 
-impl<B: Backend> Built<B> {
+impl<B: Engine> Built<B> {
     fn unary(x: &TensorRef, shape: Vec<usize>, run: impl Fn(Tensor<B>) -> Tensor<B> + Send + Sync + 'static) -> Self {
         Built::step(vec![x.clone()], shape, Kernel::Unary(Box::new(run)))
     }
@@ -209,7 +210,7 @@ impl<B: Backend> Built<B> {
     }
 }
 
-fn reshape<B: Backend>(x: Tensor<B>, shape: &[usize]) -> Tensor<B> {
+fn reshape<B: Engine>(x: Tensor<B>, shape: &[usize]) -> Tensor<B> {
     B::float_reshape(x, Shape::from(held(shape)))
 }
 

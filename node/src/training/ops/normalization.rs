@@ -1,10 +1,11 @@
 //! Normalizations by batch, layer, instance and group; Softmax and LogSoftmax.
 //! When running statistics are updated, `trainer` decides; how, is here.
 
-use burn::backend::{Backend, Scalar};
+use burn::backend::Scalar;
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::{Origin, TensorRef};
 use super::elementwise::{broadcast_shape, lift, lifted};
@@ -27,7 +28,7 @@ struct Update {
 }
 
 /// What one batch says about the running statistics of one BatchNormalization.
-pub(in super::super) struct BatchStatistics<B: Backend> {
+pub(in super::super) struct BatchStatistics<B: Engine> {
     /// Index of the parameter that holds the running mean.
     pub mean_parameter: usize,
     /// Index of the parameter that holds the running variance.
@@ -44,7 +45,7 @@ pub(in super::super) struct BatchStatistics<B: Backend> {
 
 impl BatchNorm {
     /// Normalizes; in training by the batch's own statistics, which are then pushed to `statistics`.
-    pub(in super::super) fn run<B: Backend>(
+    pub(in super::super) fn run<B: Engine>(
         &self,
         [x, scale, bias, mean, variance]: [Tensor<B>; 5],
         statistics: &mut Vec<BatchStatistics<B>>,
@@ -74,7 +75,7 @@ pub(in super::super) fn follow(running: &mut [f32], batch: &[f32], momentum: f32
 }
 
 /// Batch normalization (Ioffe and Szegedy, 2015) over axis 1.
-pub(super) fn batch_norm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn batch_norm<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["epsilon", "momentum", "training_mode"])?;
     node.expect_inputs(5..=5)?;
     let x = node.tensor(0)?;
@@ -113,7 +114,7 @@ fn statistic(node: &Node<'_>, input: usize) -> Result<usize, TrainingError> {
 }
 
 /// Layer normalization (Ba, Kiros, Hinton 2016) over the axes from `axis` on.
-pub(super) fn layer_norm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn layer_norm<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axis", "epsilon", "stash_type"])?;
     node.expect_inputs(2..=3)?;
     let (x, scale, bias) = (node.tensor(0)?, node.tensor(1)?, node.optional_tensor(2)?);
@@ -142,20 +143,20 @@ pub(super) fn layer_norm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Traini
 }
 
 /// Instance normalization (Ulyanov, Vedaldi, Lempitsky 2016): each channel of each sample by itself.
-pub(super) fn instance_norm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn instance_norm<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["epsilon"])?;
     let channels = node.tensor(0)?.shape.get(1).copied().unwrap_or(0);
     in_groups(node, channels)
 }
 
 /// Group normalization (Wu and He 2018).
-pub(super) fn group_norm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn group_norm<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["epsilon", "num_groups", "stash_type"])?;
     in_groups(node, usize::try_from(node.int("num_groups", 0)?).unwrap_or(0))
 }
 
 /// Normalizes groups of channels; scale and bias are one a channel or, before operator set 21, one a group.
-fn in_groups<B: Backend>(node: &Node<'_>, groups: usize) -> Result<Built<B>, TrainingError> {
+fn in_groups<B: Engine>(node: &Node<'_>, groups: usize) -> Result<Built<B>, TrainingError> {
     node.expect_inputs(3..=3)?;
     let (x, scale, bias) = (node.tensor(0)?, node.tensor(1)?, node.tensor(2)?);
     let [batch, channels, spatial @ ..] = x.shape.as_slice() else {
@@ -190,7 +191,7 @@ fn in_groups<B: Backend>(node: &Node<'_>, groups: usize) -> Result<Built<B>, Tra
 }
 
 /// (x − mean) / √(variance + ε) along an axis, with the biased variance.
-fn normalized<B: Backend>(x: Tensor<B>, axis: usize, epsilon: f64) -> Tensor<B> {
+fn normalized<B: Engine>(x: Tensor<B>, axis: usize, epsilon: f64) -> Tensor<B> {
     let centered = B::float_sub(x.clone(), B::float_mean_dim(x, axis));
     let variance = B::float_mean_dim(B::float_mul(centered.clone(), centered.clone()), axis);
     let deviation = B::float_sqrt(B::float_add_scalar(variance, Scalar::Float(epsilon)));
@@ -204,16 +205,16 @@ fn epsilon(node: &Node<'_>) -> Result<f64, TrainingError> {
     }
 }
 
-pub(super) fn softmax<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn softmax<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     along_axis(node, B::softmax)
 }
 
-pub(super) fn log_softmax<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn log_softmax<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     along_axis(node, B::log_softmax)
 }
 
 /// Since operator set 13 the axis is the one that sums to 1; before, everything from the axis on counts as one.
-fn along_axis<B: Backend>(node: &Node<'_>, run: fn(Tensor<B>, usize) -> Tensor<B>) -> Result<Built<B>, TrainingError> {
+fn along_axis<B: Engine>(node: &Node<'_>, run: fn(Tensor<B>, usize) -> Tensor<B>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axis"])?;
     node.expect_inputs(1..=1)?;
     let x = node.tensor(0)?;

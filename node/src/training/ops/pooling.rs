@@ -2,16 +2,17 @@
 //! The window's arithmetic is in `window`.
 
 use burn::backend::ops::PadMode;
-use burn::backend::{Backend, Shape, TensorData, TensorMetadata};
+use burn::backend::{Shape, TensorData, TensorMetadata};
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::TensorRef;
 use super::window::Window;
 use super::{Built, elements, reshape};
 
-pub(super) fn max_pool<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn max_pool<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&[&Window::ATTRIBUTES[..], &["storage_order"]].concat())?;
     let Pool { x, shape, image, pooled, kernel, strides, dilations, pads, .. } = pool(node)?;
     let target = shape.clone();
@@ -22,7 +23,7 @@ pub(super) fn max_pool<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Training
     }))
 }
 
-pub(super) fn average_pool<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn average_pool<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&[&Window::ATTRIBUTES[..], &["count_include_pad"]].concat())?;
     let include_pad = node.flag("count_include_pad", false)?;
     let Pool { x, shape, image, pooled, kernel, strides, dilations, pads, room } = pool(node)?;
@@ -51,13 +52,13 @@ pub(super) fn average_pool<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Trai
 }
 
 /// Times one factor for each place of the image.
-fn scaled<B: Backend>(x: Tensor<B>, factors: &[f64], [height, width]: [usize; 2]) -> Tensor<B> {
+fn scaled<B: Engine>(x: Tensor<B>, factors: &[f64], [height, width]: [usize; 2]) -> Tensor<B> {
     let shape = Shape::from(vec![1, 1, height, width]);
     let data = TensorData::new(factors.to_vec(), shape).convert_dtype(x.dtype());
     B::float_mul(x, B::float_from_data(data, &B::Device::default()))
 }
 
-fn padded<B: Backend>(x: Tensor<B>, [rows, columns]: [(usize, usize); 2], value: f32) -> Tensor<B> {
+fn padded<B: Engine>(x: Tensor<B>, [rows, columns]: [(usize, usize); 2], value: f32) -> Tensor<B> {
     if [rows, columns] == [(0, 0); 2] {
         return x;
     }
@@ -65,19 +66,19 @@ fn padded<B: Backend>(x: Tensor<B>, [rows, columns]: [(usize, usize); 2], value:
 }
 
 /// Padding that is longer than the last window needs may add a place.
-fn cut<B: Backend>(x: Tensor<B>, [_, _, height, width]: &[usize; 4]) -> Tensor<B> {
+fn cut<B: Engine>(x: Tensor<B>, [_, _, height, width]: &[usize; 4]) -> Tensor<B> {
     super::select::range::<B>(super::select::range::<B>(x, 2, 0, *height), 3, 0, *width)
 }
 
-pub(super) fn global_average_pool<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn global_average_pool<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     global(node, B::float_mean_dim)
 }
 
-pub(super) fn global_max_pool<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn global_max_pool<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     global(node, B::float_max_dim)
 }
 
-fn global<B: Backend>(node: &Node<'_>, run: fn(Tensor<B>, usize) -> Tensor<B>) -> Result<Built<B>, TrainingError> {
+fn global<B: Engine>(node: &Node<'_>, run: fn(Tensor<B>, usize) -> Tensor<B>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&[])?;
     node.expect_inputs(1..=1)?;
     let x = node.tensor(0)?;

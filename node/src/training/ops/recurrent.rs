@@ -1,10 +1,11 @@
 //! LSTM and GRU: their steps unrolled over time, each as plain tensor work, so that the tape differentiates them.
 //! One direction is a list of steps; two are run one after the other and joined.
 
-use burn::backend::{Backend, Scalar, Shape, TensorMetadata};
+use burn::backend::{Scalar, Shape, TensorMetadata};
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::Kind;
 use super::select::range;
@@ -35,7 +36,7 @@ struct Recurrence {
 }
 
 /// LSTM (Hochreiter and Schmidhuber 1997, with forget gates; ONNX's gates are in the order i, o, f, c).
-pub(super) fn lstm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn lstm<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["direction", "hidden_size", "activations", "input_forget", "layout"])?;
     node.expect_inputs(3..=8)?;
     if node.flag("input_forget", false)? || node.optional(7).is_some() {
@@ -46,7 +47,7 @@ pub(super) fn lstm<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingErro
 }
 
 /// GRU (Cho et al. 2014; ONNX's gates are in the order z, r, h).
-pub(super) fn gru<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn gru<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["direction", "hidden_size", "activations", "linear_before_reset", "layout"])?;
     node.expect_inputs(3..=6)?;
     activations(node, &["Sigmoid", "Tanh"])?;
@@ -61,7 +62,7 @@ fn activations(node: &Node<'_>, usual: &[&str]) -> Result<(), TrainingError> {
     }
 }
 
-fn build<B: Backend>(node: &Node<'_>, cell: Cell, gates: usize) -> Result<Built<B>, TrainingError> {
+fn build<B: Engine>(node: &Node<'_>, cell: Cell, gates: usize) -> Result<Built<B>, TrainingError> {
     if node.int("layout", 0)? != 0 {
         return Err(node.error("training has layout 0 only: sequence, batch, features"));
     }
@@ -123,7 +124,7 @@ fn build<B: Backend>(node: &Node<'_>, cell: Cell, gates: usize) -> Result<Built<
 }
 
 /// The weights of one direction, ready for its steps.
-struct Weights<B: Backend> {
+struct Weights<B: Engine> {
     /// Input's share of the gates with its biases, [steps, batch, gates].
     gates: Tensor<B>,
     /// Recurrent weights, [hidden, gates].
@@ -133,7 +134,7 @@ struct Weights<B: Backend> {
 }
 
 impl Recurrence {
-    fn run<B: Backend>(&self, inputs: Vec<Tensor<B>>) -> Vec<Tensor<B>> {
+    fn run<B: Engine>(&self, inputs: Vec<Tensor<B>>) -> Vec<Tensor<B>> {
         let mut inputs = inputs.into_iter();
         let mut next = || inputs.next();
         let (Some(x), Some(w), Some(r)) = (next(), next(), next()) else { return Vec::new() };
@@ -168,7 +169,7 @@ impl Recurrence {
         outputs
     }
 
-    fn weights<B: Backend>(&self, x: Tensor<B>, w: Tensor<B>, r: Tensor<B>, bias: Option<Tensor<B>>) -> Weights<B> {
+    fn weights<B: Engine>(&self, x: Tensor<B>, w: Tensor<B>, r: Tensor<B>, bias: Option<Tensor<B>>) -> Weights<B> {
         let (rows, features) = (w.shape().first().copied().unwrap_or(1), x.shape().get(2).copied().unwrap_or(1));
         let flat = reshape::<B>(x, &[self.steps * self.batch, features]);
         let mut gates = B::float_matmul(flat, B::float_transpose(w));
@@ -187,7 +188,7 @@ impl Recurrence {
     }
 
     /// All hidden states, [steps, batch, hidden], and the last hidden and cell state.
-    fn direction<B: Backend>(
+    fn direction<B: Engine>(
         &self,
         weights: Weights<B>,
         mut hidden: Tensor<B>,
@@ -214,7 +215,7 @@ impl Recurrence {
         (outputs, hidden, cell)
     }
 
-    fn lstm_step<B: Backend>(
+    fn lstm_step<B: Engine>(
         &self,
         weights: &Weights<B>,
         gates: Tensor<B>,
@@ -228,7 +229,7 @@ impl Recurrence {
         (B::float_mul(output, B::float_tanh(cell.clone())), cell)
     }
 
-    fn gru_step<B: Backend>(
+    fn gru_step<B: Engine>(
         &self,
         weights: &Weights<B>,
         gates: Tensor<B>,
@@ -257,7 +258,7 @@ impl Recurrence {
     }
 
     /// One gate of all, [.., gates · hidden].
-    fn gate<B: Backend>(&self, gates: Tensor<B>, index: usize) -> Tensor<B> {
+    fn gate<B: Engine>(&self, gates: Tensor<B>, index: usize) -> Tensor<B> {
         range::<B>(gates, 1, index * self.hidden, (index + 1) * self.hidden)
     }
 }

@@ -1,50 +1,49 @@
 //! Sums, means, norms and extremes over axes.
 //! The global average of images is in `pooling`.
 
-use burn::backend::Backend;
-
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::Value;
 use super::{Built, reshape};
 
-pub(super) fn mean<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn mean<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     over_axes(node, |x: Tensor<B>, axes| each(x, axes, B::float_mean_dim))
 }
 
-pub(super) fn sum<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn sum<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     over_axes(node, sums::<B>)
 }
 
 /// Of equal ones the first gets the gradient.
-pub(super) fn max<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn max<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     over_axes(node, |x: Tensor<B>, axes| each(x, axes, B::float_max_dim))
 }
 
 /// Of equal ones the first gets the gradient.
-pub(super) fn min<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn min<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     over_axes(node, |x: Tensor<B>, axes| each(x, axes, B::float_min_dim))
 }
 
-pub(super) fn l1<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn l1<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     over_axes(node, |x: Tensor<B>, axes| sums::<B>(B::float_abs(x), axes))
 }
 
-pub(super) fn l2<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn l2<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     over_axes(node, |x: Tensor<B>, axes| B::float_sqrt(sums::<B>(B::float_mul(x.clone(), x), axes)))
 }
 
-pub(super) fn sum_square<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn sum_square<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     over_axes(node, |x: Tensor<B>, axes| sums::<B>(B::float_mul(x.clone(), x), axes))
 }
 
-pub(super) fn log_sum<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn log_sum<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     over_axes(node, |x: Tensor<B>, axes| B::float_log(sums::<B>(x, axes)))
 }
 
 /// Shifted by the maximum, so that no finite number overflows.
-pub(super) fn log_sum_exp<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn log_sum_exp<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     over_axes(node, |x: Tensor<B>, axes| {
         let max = B::float_detach(each(x.clone(), axes, B::float_max_dim));
         let sum = sums::<B>(B::float_exp(B::float_sub(x, max.clone())), axes);
@@ -52,7 +51,7 @@ pub(super) fn log_sum_exp<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Train
     })
 }
 
-fn sums<B: Backend>(x: Tensor<B>, axes: &[usize]) -> Tensor<B> {
+fn sums<B: Engine>(x: Tensor<B>, axes: &[usize]) -> Tensor<B> {
     each(x, axes, B::float_sum_dim)
 }
 
@@ -62,10 +61,7 @@ fn each<T>(x: T, axes: &[usize], run: fn(T, usize) -> T) -> T {
 }
 
 /// `run` gets the axes and keeps each as one entry.
-fn over_axes<B: Backend>(
-    node: &Node<'_>,
-    run: fn(Tensor<B>, &[usize]) -> Tensor<B>,
-) -> Result<Built<B>, TrainingError> {
+fn over_axes<B: Engine>(node: &Node<'_>, run: fn(Tensor<B>, &[usize]) -> Tensor<B>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axes", "keepdims", "noop_with_empty_axes"])?;
     node.expect_inputs(1..=2)?;
     let x = node.tensor(0)?;

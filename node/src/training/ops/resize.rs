@@ -1,10 +1,11 @@
 //! Resize: nearest and linear, axis by axis, in every coordinate transformation that exporters write.
 //! Linear interpolation over several axes is the product of one over each, so an axis is all that this file knows.
 
-use burn::backend::{Backend, Scalar, Shape, TensorData, TensorMetadata};
+use burn::backend::{Scalar, Shape, TensorData, TensorMetadata};
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::TensorRef;
 use super::Built;
@@ -21,7 +22,7 @@ enum Axis {
     Linear { low: Vec<usize>, high: Vec<usize>, share: Vec<f64> },
 }
 
-pub(super) fn resize<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn resize<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&[
         "mode",
         "coordinate_transformation_mode",
@@ -135,7 +136,7 @@ fn plan(node: &Node<'_>, size: usize, new: usize, scale: f64) -> Result<Axis, Tr
     }
 }
 
-fn run<B: Backend>(x: Tensor<B>, axis: usize, plan: &Axis) -> Tensor<B> {
+fn run<B: Engine>(x: Tensor<B>, axis: usize, plan: &Axis) -> Tensor<B> {
     match plan {
         Axis::Nearest(indices) => pick::<B>(x, axis, indices),
         Axis::Linear { low, high, share } => {

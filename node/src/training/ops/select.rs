@@ -1,10 +1,11 @@
 //! Operators that pick parts of tensors, or repeat them: Gather, Slice, Split, Expand, Tile, Pad, and space against depth.
 //! On integers that are known at compile time Gather and Slice fold; that is in `integers`.
 
-use burn::backend::{Backend, DType, DeviceOps, IntDType, Scalar, Shape, Slice, TensorData, TensorMetadata};
+use burn::backend::{DType, DeviceOps, IntDType, Scalar, Shape, Slice, TensorData, TensorMetadata};
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::{Integers, Kind, MAX_INTEGERS, Origin, TensorRef, Value};
 use super::elementwise::{broadcast_shape, expand};
@@ -16,12 +17,12 @@ type Indices<B> = burn::backend::tensor::IntTensor<B>;
 /// Greatest padding of one side.
 const MAX_PAD: i64 = 1 << 16;
 
-fn int_dtype<B: Backend>() -> IntDType {
+fn int_dtype<B: Engine>() -> IntDType {
     B::Device::default().defaults().int_dtype
 }
 
 /// The entries of these indices along an axis; what several outputs take adds up in the gradient.
-pub(super) fn pick<B: Backend>(x: Tensor<B>, axis: usize, indices: &[usize]) -> Tensor<B> {
+pub(super) fn pick<B: Engine>(x: Tensor<B>, axis: usize, indices: &[usize]) -> Tensor<B> {
     let contiguous = indices.windows(2).all(|pair| pair[1] == pair[0] + 1);
     if let (true, Some(&first), Some(&last)) = (contiguous, indices.first(), indices.last()) {
         return range::<B>(x, axis, first, last + 1);
@@ -32,7 +33,7 @@ pub(super) fn pick<B: Backend>(x: Tensor<B>, axis: usize, indices: &[usize]) -> 
 }
 
 /// The entries from `start` to before `end` along an axis.
-pub(super) fn range<B: Backend>(x: Tensor<B>, axis: usize, start: usize, end: usize) -> Tensor<B> {
+pub(super) fn range<B: Engine>(x: Tensor<B>, axis: usize, start: usize, end: usize) -> Tensor<B> {
     let shape = x.shape();
     if start == 0 && shape.get(axis) == Some(&end) {
         return x;
@@ -45,7 +46,7 @@ pub(super) fn range<B: Backend>(x: Tensor<B>, axis: usize, start: usize, end: us
     B::float_slice(x, &slices)
 }
 
-pub(super) fn gather<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn gather<B: Engine>(node: &Node<'_>) -> Made<B> {
     if let (Value::Integers(_), Value::Integers(_)) = (node.value(0)?, node.value(1)?) {
         return integers::gather(node);
     }
@@ -91,7 +92,7 @@ pub(super) fn gather<B: Backend>(node: &Node<'_>) -> Made<B> {
 }
 
 /// Computed indices as integers below `size`, negative ones counted from the end.
-fn whole<B: Backend>(indices: Tensor<B>, count: usize, size: usize) -> Result<Indices<B>, String> {
+fn whole<B: Engine>(indices: Tensor<B>, count: usize, size: usize) -> Result<Indices<B>, String> {
     let data = burn::backend::read_sync(B::float_into_data(reshape::<B>(indices, &[count])))
         .map_err(|error| format!("cannot read its indices: {error}"))?;
     let mut values = Vec::with_capacity(count);
@@ -106,7 +107,7 @@ fn whole<B: Backend>(indices: Tensor<B>, count: usize, size: usize) -> Result<In
     Ok(B::int_from_data(data, &B::Device::default()))
 }
 
-pub(super) fn slice<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn slice<B: Engine>(node: &Node<'_>) -> Made<B> {
     if let Value::Integers(_) = node.value(0)? {
         return integers::slice(node);
     }
@@ -163,7 +164,7 @@ fn stepped(size: i64, start: i64, end: i64, step: i64) -> Option<Vec<usize>> {
     })
 }
 
-pub(super) fn split<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn split<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&["axis", "split", "num_outputs"])?;
     node.expect_inputs(1..=2)?;
     let x = node.any(0)?;
@@ -208,7 +209,7 @@ pub(super) fn split<B: Backend>(node: &Node<'_>) -> Made<B> {
     Ok(Built::Step(Work { inputs: vec![x.clone()], outputs, kernel }))
 }
 
-pub(super) fn expand_to<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn expand_to<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&[])?;
     node.expect_inputs(2..=2)?;
     let target: Option<Vec<usize>> =
@@ -234,7 +235,7 @@ pub(super) fn expand_to<B: Backend>(node: &Node<'_>) -> Made<B> {
     Ok(Built::unary(x, shape, move |x| expand::<B>(x, &target)).of_kind(x.kind))
 }
 
-pub(super) fn tile<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn tile<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&[])?;
     node.expect_inputs(2..=2)?;
     let x = node.any(0)?;
@@ -255,10 +256,10 @@ pub(super) fn tile<B: Backend>(node: &Node<'_>) -> Made<B> {
 }
 
 /// Pads each axis; negative pads cut off.
-pub(super) fn pad<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn pad<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&["mode", "pads", "value"])?;
     node.expect_inputs(1..=4)?;
-    let x = node.tensor(0)?;
+    let x = node.any(0)?;
     let rank = x.shape.len();
     let pads = match node.optional(1) {
         Some(_) => node.integers(1)?.values.clone(),
@@ -292,7 +293,8 @@ pub(super) fn pad<B: Backend>(node: &Node<'_>) -> Made<B> {
     let fill = Scalar::Float(f64::from(value));
     Ok(Built::unary(x, shape, move |x| {
         steps.iter().fold(x, |x, (axis, places)| fill_axis::<B>(x, *axis, places, fill))
-    }))
+    })
+    .of_kind(x.kind))
 }
 
 /// Where each entry of a padded axis comes from; `None` inside: from the fill value. `None`: the mode cannot do it.
@@ -315,7 +317,7 @@ fn padded(mode: &str, size: i64, begin: i64, end: i64) -> Option<Vec<Option<usiz
     (size > 0 && begin.checked_add(size)?.checked_add(end)? > 0).then(|| (-begin..size + end).map(place).collect())?
 }
 
-fn fill_axis<B: Backend>(x: Tensor<B>, axis: usize, places: &[Option<usize>], fill: Scalar) -> Tensor<B> {
+fn fill_axis<B: Engine>(x: Tensor<B>, axis: usize, places: &[Option<usize>], fill: Scalar) -> Tensor<B> {
     let kept: Vec<usize> = places.iter().flatten().copied().collect();
     let before = places.iter().take_while(|place| place.is_none()).count();
     let after = if kept.is_empty() { 0 } else { places.iter().rev().take_while(|place| place.is_none()).count() };
@@ -340,7 +342,7 @@ fn fill_axis<B: Backend>(x: Tensor<B>, axis: usize, places: &[Option<usize>], fi
 }
 
 /// [N, C·b², H, W] to [N, C, H·b, W·b].
-pub(super) fn depth_to_space<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn depth_to_space<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&["blocksize", "mode"])?;
     let (x, block, [n, c, h, w]) = blocks(node)?;
     let depth = block.checked_mul(block).and_then(|square| (c % square == 0).then_some(c / square));
@@ -354,7 +356,7 @@ pub(super) fn depth_to_space<B: Backend>(node: &Node<'_>) -> Made<B> {
 }
 
 /// [N, C, H·b, W·b] to [N, C·b², H, W].
-pub(super) fn space_to_depth<B: Backend>(node: &Node<'_>) -> Made<B> {
+pub(super) fn space_to_depth<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&["blocksize", "mode"])?;
     let (x, block, [n, c, h, w]) = blocks(node)?;
     if h % block != 0 || w % block != 0 {
@@ -379,7 +381,7 @@ fn blocks<'n>(node: &'n Node<'_>) -> Result<(&'n TensorRef, usize, [usize; 4]), 
     }
 }
 
-fn regrouped<B: Backend>(x: &TensorRef, split: [usize; 6], order: [usize; 6], shape: Vec<usize>) -> Built<B> {
+fn regrouped<B: Engine>(x: &TensorRef, split: [usize; 6], order: [usize; 6], shape: Vec<usize>) -> Built<B> {
     let target = shape.clone();
     Built::unary(x, shape, move |x| reshape::<B>(B::float_permute(reshape::<B>(x, &split), &order), &target))
 }

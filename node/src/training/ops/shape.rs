@@ -1,14 +1,13 @@
 //! Operators that move numbers and leave them as they are: reshaping, transposing, joining.
 //! On integers that are known at compile time they fold; arithmetic on shapes is in `integers`.
 
-use burn::backend::Backend;
-
 use super::super::TrainingError;
+use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::{Kind, MAX_INTEGERS, TensorRef, Value};
 use super::{Built, Kernel, elements};
 
-pub(super) fn identity<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn identity<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&[])?;
     node.expect_inputs(1..=1)?;
     Ok(Built::Value(node.value(0)?.clone()))
@@ -16,12 +15,12 @@ pub(super) fn identity<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Training
 
 /// Passes its input on, in training too: files are exported for inference, and a local run of few epochs on few samples
 /// does without. (Dropout with a seed is a later version's.)
-pub(super) fn dropout<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn dropout<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["ratio", "seed", "is_test"])?;
     Ok(Built::Value(Value::Tensor(node.tensor(0)?.clone())))
 }
 
-pub(super) fn flatten<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn flatten<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axis"])?;
     node.expect_inputs(1..=1)?;
     let x = node.any(0)?;
@@ -33,7 +32,7 @@ pub(super) fn flatten<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingE
     Ok(Built::reshaped(x, vec![elements(outer), elements(inner)]))
 }
 
-pub(super) fn reshape<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn reshape<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["allowzero"])?;
     node.expect_inputs(2..=2)?;
     let target = &node.integers(1)?.values;
@@ -80,7 +79,7 @@ fn resolve(node: &Node<'_>, shape: &[usize], target: &[i64]) -> Result<Vec<usize
     }
 }
 
-pub(super) fn transpose<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn transpose<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["perm"])?;
     node.expect_inputs(1..=1)?;
     let x = node.any(0)?;
@@ -98,7 +97,7 @@ pub(super) fn transpose<B: Backend>(node: &Node<'_>) -> Result<Built<B>, Trainin
     Ok(Built::unary(x, shape, move |x| B::float_permute(x, &order)).of_kind(x.kind))
 }
 
-pub(super) fn squeeze<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn squeeze<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axes"])?;
     node.expect_inputs(1..=2)?;
     let axes = node.axes()?;
@@ -121,7 +120,7 @@ pub(super) fn squeeze<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingE
     Ok(Built::reshaped(x, shape))
 }
 
-pub(super) fn unsqueeze<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn unsqueeze<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axes"])?;
     node.expect_inputs(1..=2)?;
     let axes = node.axes()?.ok_or_else(|| node.error("it has no axes"))?;
@@ -150,7 +149,7 @@ fn marked(node: &Node<'_>, axes: &[i64], rank: usize) -> Result<Vec<bool>, Train
     Ok(marked)
 }
 
-pub(super) fn concat<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+pub(super) fn concat<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&["axis"])?;
     if let Value::Integers(_) = node.value(0)? {
         return concat_integers(node);
@@ -179,7 +178,7 @@ pub(super) fn concat<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingEr
     Ok(Built::step(inputs, shape, kernel).of_kind(kind))
 }
 
-fn concat_integers<B: Backend>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
+fn concat_integers<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     let mut values = Vec::new();
     for index in 0..node.input_count() {
         let integers = node.integers(index)?;

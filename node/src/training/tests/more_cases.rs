@@ -232,7 +232,7 @@ fn sequence(count: i64, gates: i64) -> Builder {
 
 pub(super) fn recurrent_networks(check: Check<'_>) {
     for (cell, gates, states) in [("LSTM", 4, "h c"), ("GRU", 3, "h")] {
-        for direction in ["forward", "reverse", "bidirectional"] {
+        for direction in ["forward", "bidirectional"] {
             let count = if direction == "bidirectional" { 2 } else { 1 };
             let mut attributes = vec![("hidden_size", Int(2)), ("direction", Text(direction))];
             if cell == "GRU" {
