@@ -1,5 +1,4 @@
-//! HTTP connections: accepted, bounded, ended in peace at shutdown. The inference paths with TLS or on loopback; health and
-//! metrics in plaintext for whoever can reach that port.
+//! HTTP connections: accepted, bounded, ended in peace at shutdown; of callers that are known, and of anybody for metrics.
 //! What a path answers is the router's.
 
 use std::io;

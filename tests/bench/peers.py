@@ -2,7 +2,7 @@
 
     python -m venv .peers && .peers/bin/pip install nvidia-pytriton onnxruntime numpy     # or: mlserver onnxruntime numpy
     .peers/bin/python tests/bench/peers.py triton DIR          # gRPC on 127.0.0.1:19001
-    .peers/bin/python tests/bench/peers.py mlserver DIR        # gRPC on 127.0.0.1:19001
+    .peers/bin/python tests/bench/peers.py mlserver DIR 19010  # gRPC on 127.0.0.1:19011
 
 Prints the process id to give to `fedge-bench-serve --target 127.0.0.1:19001 --pid PID`, and serves until it is ended.
 """
@@ -13,11 +13,13 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+import types
 
 import numpy as np
 import onnxruntime
 
-PORTS = {"grpc": 19001, "http": 19000, "metrics": 19002}
+FIRST_PORT = int(sys.argv[3]) if len(sys.argv) > 3 else 19000
+PORTS = {"http": FIRST_PORT, "grpc": FIRST_PORT + 1, "metrics": FIRST_PORT + 2}
 
 
 def session(folder, name):
@@ -116,13 +118,16 @@ def mlserver(folder):
             output = NumpyCodec.encode_output(self.gives, self.run.run([self.gives], data)[0])
             return InferenceResponse(model_name=self.name, outputs=[output])
 
+    # Models are found by a path of modules.
+    sys.modules["peers_models"] = types.ModuleType("peers_models")
+    sys.modules["peers_models"].Onnx = Onnx
     # Without workers the models run in this process: the least that it can cost.
     settings = Settings(
         host="127.0.0.1", http_port=PORTS["http"], grpc_port=PORTS["grpc"], metrics_port=PORTS["metrics"],
         parallel_workers=0, metrics_dir=tempfile.mkdtemp(),
     )
     models = [
-        ModelSettings(name=name, implementation=Onnx, parameters=ModelParameters(uri=str(folder)))
+        ModelSettings(name=name, implementation="peers_models.Onnx", parameters=ModelParameters(uri=str(folder)))
         for name in ("mlp", "cnn")
     ]
     print(os.getpid(), flush=True)

@@ -10,12 +10,15 @@ use super::statistics::{Failure, LATENCY_BOUNDS_S, Timer};
 /// Content type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
+/// A counter of one version.
+type Counter = fn(&Serving) -> u64;
+
 /// All series in the text format of Prometheus.
 pub fn render(repository: &ModelRepository) -> String {
     let names = repository.names();
     let versions: Vec<_> = names.iter().flat_map(|name| repository.versions(name)).collect();
     let mut text = String::with_capacity(4096);
-    let counters: [(&str, &str, fn(&Serving) -> u64); 8] = [
+    let counters: [(&str, &str, Counter); 8] = [
         ("nv_inference_request_success", "Answered requests", |s| s.statistics().success.get().0),
         ("nv_inference_count", "Samples that went through the model", |s| s.statistics().samples()),
         ("nv_inference_exec_count", "Runs of the model", |s| s.statistics().runs()),

@@ -47,7 +47,7 @@ fn flatten(json: &Value, values: &mut Vec<f32>) -> Result<(), String> {
 fn rows(path: &Path, values: Vec<f32>, sample_len: usize) -> Result<LabelledRows, FileError> {
     let refused = |problem: String| Err(FileError::File { path: path.to_owned(), problem });
     let len = sample_len.max(1);
-    if values.is_empty() || values.len() % len != 0 {
+    if values.is_empty() || !values.len().is_multiple_of(len) {
         return refused(format!("has {} values, which are no whole samples of {len}", values.len()));
     }
     if let Some(at) = values.iter().position(|value| !value.is_finite()) {
@@ -70,9 +70,13 @@ mod tests {
         let rows = json("[[[1, 2], [3, 4.5]], [[5, 6], [7, 8]]]", 4).unwrap();
         assert_eq!((rows.len(), rows.rows().nth(1).unwrap()), (2, &[5.0, 6.0, 7.0, 8.0][..]));
         assert_eq!(json("{\"data\": [1, 2]}", 2).unwrap().len(), 1);
-        for (text, expected) in
-            [("[1, 2, 3]", "3 values"), ("[]", "0 values"), ("[\"a\"]", "numbers"), ("[1e39, 0]", "finite"), ("{", "JSON")]
-        {
+        for (text, expected) in [
+            ("[1, 2, 3]", "3 values"),
+            ("[]", "0 values"),
+            ("[\"a\"]", "numbers"),
+            ("[1e39, 0]", "finite"),
+            ("{", "JSON"),
+        ] {
             let error = json(text, 2).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
