@@ -58,7 +58,7 @@ pub enum Assignment {
         /// What to train.
         base: Version,
         /// How; its `threads` are the node's own choice.
-        plan: Plan,
+        plan: Box<Plan>,
         /// What is sent.
         terms: Terms,
         /// Until when.
@@ -166,7 +166,7 @@ fn train(train: wire::TrainAssignment, threads: usize, received: Instant) -> Res
         round: train.round,
         base: version(train.base)?,
         terms: terms(&wire_plan)?,
-        plan: plan(wire_plan, &train.assignment_id, threads)?,
+        plan: Box::new(plan(wire_plan, &train.assignment_id, threads)?),
         deadline: Deadline::new(received, Duration::from_millis(train.deadline_ms)),
     })
 }

@@ -143,7 +143,7 @@ impl Driver {
                 (Assignment::Train { .. }, Err(reason)) => Err(reason),
                 (Assignment::Train { id, task, round, base, plan, terms, deadline }, Ok(())) => {
                     tracing::info!(round, version = base.manifest.number, "training");
-                    let training = Training { id, task, base, plan, terms, deadline };
+                    let training = Training { id, task, base, plan: *plan, terms, deadline };
                     workshop.train(&session.client(), training, flag).await.map(|()| Event::Trained(id))
                 }
                 (Assignment::Evaluate { version, objective, .. }, _) => {

@@ -114,7 +114,7 @@ impl Room {
 fn training(number: u8) -> Training {
     match test_assignments::train(number) {
         super::super::convert::Assignment::Train { id, task, base, plan, terms, deadline, .. } => {
-            Training { id, task, base, plan, terms, deadline }
+            Training { id, task, base, plan: *plan, terms, deadline }
         }
         other => panic!("{other:?}"),
     }

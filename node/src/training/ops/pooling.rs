@@ -137,9 +137,9 @@ fn pool<'n>(node: &'n Node<'_>) -> Result<Pool<'n>, TrainingError> {
     let mut shape = vec![batch, channels];
     shape.extend(&output);
     fn two<T: Copy>(values: &[T], one: T) -> [T; 2] {
-        match values {
-            &[a, b] => [a, b],
-            &[a] => [one, a],
+        match *values {
+            [a, b] => [a, b],
+            [a] => [one, a],
             _ => [one; 2],
         }
     }

@@ -17,6 +17,9 @@ use crate::training::{Dataset, Loss};
 
 const SAMPLES: usize = 3;
 
+/// A family of cases: calls its argument with each.
+type Family = fn(&mut dyn FnMut(&str, &Model));
+
 /// Loss in double precision at flat parameter values, with batch statistics.
 fn loss_at(model: &Model, values: &[f64], data: &Dataset) -> f64 {
     let parameters = Parameters::from_f64(model.layout(), values).unwrap();
@@ -190,7 +193,7 @@ fn constants_from_shapes() {
 
 #[test]
 fn every_operator_that_the_catalogue_trains_has_a_case() {
-    let families: [fn(&mut dyn FnMut(&str, &Model)); 25] = [
+    let families: [Family; 25] = [
         cases::elementwise_operators,
         cases::powers_with_a_constant_exponent,
         cases::arithmetic_broadcasts_either_side,
