@@ -53,6 +53,10 @@ pub(super) fn build(
     let x = Tensor { id: 0, shape, order: None };
     builder.values.push(Value { len: x.len(), float: true });
     builder.known.insert(input.to_owned(), Known::Float(x));
+    let mut readers: HashMap<&str, usize> = HashMap::from([(output, 1)]);
+    for name in graph.node.iter().flat_map(|node| &node.input) {
+        *readers.entry(name).or_default() += 1;
+    }
     for node in &graph.node {
         let refused = |reason| {
             let first = node.output.first();
@@ -62,6 +66,15 @@ pub(super) fn build(
         let result = builder.node(node).map_err(refused)?;
         if let Some(output) = node.output.first() {
             builder.known.insert(output.clone(), result);
+        }
+        // What nobody reads any more goes at once: unpacked weights would double the memory that loading takes.
+        for name in &node.input {
+            if let Some(count) = readers.get_mut(name.as_str()) {
+                *count -= 1;
+                if *count == 0 {
+                    builder.known.remove(name);
+                }
+            }
         }
     }
     let refused = |reason| NotLowered { operator: "output".to_owned(), node: output.to_owned(), reason };

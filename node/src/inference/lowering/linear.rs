@@ -37,7 +37,7 @@ impl Builder {
         let mut shape = vec![columns];
         shape.extend(&window.out[3 - rank..]);
         let linear = Linear { x, input, window, groups, weights: packed, image: true, depth, scales, bias };
-        Ok(Pending::new(Kind::Linear(Rc::new(linear)), shape))
+        Ok(Pending::known(Kind::Linear(Rc::new(linear)), shape))
     }
 
     pub(super) fn gemm(&mut self, node: &NodeProto) -> Result<Known, Refusal> {
@@ -81,7 +81,7 @@ impl Builder {
         let window =
             Window { h: 1, w: rows, c: depth, kernel: ones, stride: ones, dilation: ones, pad: [0, 0], out: [1, rows] };
         let linear = Linear { x, input, window, groups: 1, weights: packed, image: false, depth, scales, bias };
-        Ok(Pending::new(Kind::Linear(Rc::new(linear)), shape))
+        Ok(Pending::known(Kind::Linear(Rc::new(linear)), shape))
     }
 
     fn weights(&self, node: &NodeProto) -> Result<Rc<Weights>, Refusal> {

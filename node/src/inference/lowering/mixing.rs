@@ -63,7 +63,7 @@ impl Builder {
             ("Add", Known::Real(a, of_a), Known::Real(b, of_b)) => {
                 let [a, b] = self.aligned(a, b)?;
                 let shape = a.shape.clone();
-                Ok(Pending::new(Kind::Sum([(a, of_a), (b, of_b)]), shape))
+                Ok(Pending::known(Kind::Sum([(a, of_a), (b, of_b)]), shape))
             }
             ("Mul", Known::Real(a, of_a), Known::Real(b, of_b)) => {
                 let ((a, of_a), (b, of_b)) =
@@ -74,7 +74,7 @@ impl Builder {
                 if a.shape != b.shape && !each_channel {
                     return Err(format!("multiplies {:?} by {:?}", a.shape, b.shape));
                 }
-                Ok(Pending::new(Kind::Product([(a, of_a), (b, of_b)]), shape))
+                Ok(Pending::known(Kind::Product([(a, of_a), (b, of_b)]), shape))
             }
             _ => Err("its operands are not both quantized, nor is one a constant that fits".to_owned()),
         }
@@ -117,7 +117,7 @@ impl Builder {
             let part = if image { self.channels_last(part)? } else { self.plain(part)? };
             aligned.push((part, of));
         }
-        Ok(Pending::new(Kind::Concat(aligned), shape))
+        Ok(Pending::known(Kind::Concat(aligned), shape))
     }
 
     pub(super) fn softmax(&mut self, node: &NodeProto) -> Result<Known, Refusal> {
@@ -157,7 +157,7 @@ fn apply(
     };
     let values: Rc<[f32]> = values.map(function).collect();
     let shape = tensor.shape.clone();
-    Ok(Pending::new(Kind::Function(tensor, values), shape))
+    Ok(Pending::known(Kind::Function(tensor, values), shape))
 }
 
 /// ONNX's definitions, with their defaults.
@@ -196,7 +196,7 @@ fn with_constant(known: Known, with: impl Fn(f32) -> f32) -> Result<Known, Refus
         _ => return Err("its operand is not quantized".to_owned()),
     };
     let shape = tensor.shape.clone();
-    Ok(Pending::new(Kind::Function(tensor, values.into()), shape))
+    Ok(Pending::known(Kind::Function(tensor, values.into()), shape))
 }
 
 /// The value of a constant of one element whose shape cannot widen its partner's.

@@ -105,7 +105,7 @@ impl Builder {
         let (window, x) = self.pool(node, tensor)?;
         let shape = pooled(&x.shape, &window);
         let count_padding = int(node, "count_include_pad", 0) != 0;
-        Ok(Pending::new(Kind::Average { x, input, window, count_padding }, shape))
+        Ok(Pending::known(Kind::Average { x, input, window, count_padding }, shape))
     }
 
     fn pool(&mut self, node: &NodeProto, tensor: Tensor) -> Result<(Window, Tensor), Refusal> {
@@ -140,7 +140,7 @@ impl Builder {
         let window = Window { h: 1, w: s, c, kernel: [1, s], stride: ones, dilation: ones, pad: [0, 0], out: ones };
         let mut shape = vec![c];
         shape.resize(if keep { rank } else { 1 }, 1);
-        Ok(Pending::new(Kind::Average { x, input, window, count_padding: false }, shape))
+        Ok(Pending::known(Kind::Average { x, input, window, count_padding: false }, shape))
     }
 }
 
@@ -166,7 +166,7 @@ fn reshaped(shape: &[usize], target: &[i64], zero_copies: bool) -> Option<Vec<us
     match (first, rest.iter().filter(|&&dim| dim == -1).count()) {
         // A fixed 1 would be wrong for other batches, but a file whose batch is 1 says it.
         (-1, 0) | (0 | 1, 0) if known == len => Some(out),
-        (0 | 1, 1) if known > 0 && len % known == 0 => {
+        (0 | 1, 1) if known > 0 && len.is_multiple_of(known) => {
             out.iter_mut().filter(|dim| **dim == 0).for_each(|dim| *dim = len / known);
             Some(out)
         }

@@ -96,7 +96,8 @@ pub(super) struct Linear {
 }
 
 impl Pending {
-    pub(super) fn new(kind: Kind, shape: Vec<usize>) -> Known {
+    /// A result without bounds yet.
+    pub(super) fn known(kind: Kind, shape: Vec<usize>) -> Known {
         Known::Pending(Pending { kind, shape, low: f32::NEG_INFINITY, high: f32::INFINITY })
     }
 }

@@ -1,7 +1,7 @@
 //! The kernels for AVX2: blocks of six rows by sixteen columns, and depthwise taps in pairs.
 //! Bounds are checked by the callers in `kernels`; layouts are described there.
 
-#![allow(unsafe_code, clippy::cast_ptr_alignment)]
+#![allow(unsafe_code, clippy::cast_ptr_alignment, clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
 

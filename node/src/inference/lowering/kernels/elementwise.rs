@@ -9,12 +9,15 @@ use super::{Isa, Range, code};
 macro_rules! vectorized {
     ($(#[$doc:meta])* $name:ident ( $($arg:ident : $type:ty),* ) $body:block) => {
         $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
         pub(crate) fn $name(isa: Isa, $($arg: $type),*) {
             #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
             fn body($($arg: $type),*) $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2")]
+                #[allow(clippy::too_many_arguments)]
                 fn avx2($($arg: $type),*) {
                     body($($arg),*);
                 }
