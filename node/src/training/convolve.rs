@@ -7,6 +7,10 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, LinalgScalar};
 use rayon::prelude::*;
 
+mod depthwise;
+
+use depthwise::{depthwise, depthwise_back};
+
 /// Fewest columns of one product, where the batch has them: narrow products read the weights too often.
 const COLUMNS: usize = 256;
 
@@ -340,78 +344,4 @@ fn add<T: Number>(target: &mut [T], stride: usize, values: &[T], factor: T) {
     } else {
         target.iter_mut().step_by(stride).zip(values).for_each(|(target, value)| *target += *value * factor);
     }
-}
-
-/// One sample, each channel with a filter of its own.
-fn depthwise<T: Number>(s: &Sizes, x: &[T], weight: &[T], out: &mut [T]) {
-    let (taps, out_width, width) = (s.kernel[0] * s.kernel[1], s.out[1], s.size[1]);
-    for ((image, plane), weights) in x.chunks(s.image()).zip(out.chunks_mut(s.plane())).zip(weight.chunks(taps)) {
-        for ((_, row_tap, column_tap), weight) in s.taps().zip(weights) {
-            let inner = s.inside(1, column_tap);
-            if inner.is_empty() {
-                continue;
-            }
-            for output in s.inside(0, row_tap) {
-                let line = &mut plane[output * out_width..][inner.clone()];
-                let source = &image[s.input(0, row_tap, output) * width + s.input(1, column_tap, inner.start)..];
-                if s.strides[1] == 1 {
-                    add(line, 1, &source[..line.len()], *weight);
-                } else {
-                    let picked = source.iter().step_by(s.strides[1]);
-                    line.iter_mut().zip(picked).for_each(|(value, picked)| *value += *picked * *weight);
-                }
-            }
-        }
-    }
-}
-
-fn depthwise_back<T: Number>(
-    s: &Sizes,
-    x: &[T],
-    weight: &[T],
-    slope: &[T],
-    mut gradient: Option<&mut [T]>,
-    mut sum: Option<&mut [T]>,
-) {
-    let (taps, out_width, width) = (s.kernel[0] * s.kernel[1], s.out[1], s.size[1]);
-    for channel in 0..s.channels {
-        let image = channel * s.image()..(channel + 1) * s.image();
-        let plane = &slope[channel * s.plane()..(channel + 1) * s.plane()];
-        for (tap, row_tap, column_tap) in s.taps() {
-            let inner = s.inside(1, column_tap);
-            if inner.is_empty() {
-                continue;
-            }
-            let mut total = T::zero();
-            for output in s.inside(0, row_tap) {
-                let line = &plane[output * out_width..][inner.clone()];
-                let start = s.input(0, row_tap, output) * width + s.input(1, column_tap, inner.start);
-                if sum.is_some() {
-                    total += dot(line, &x[image.clone()][start..], s.strides[1]);
-                }
-                if let Some(gradient) = &mut gradient {
-                    add(&mut gradient[image.clone()][start..], s.strides[1], line, weight[channel * taps + tap]);
-                }
-            }
-            if let Some(sum) = &mut sum {
-                sum[channel * taps + tap] += total;
-            }
-        }
-    }
-}
-
-/// Σ a[i] · b[i · stride], in eight sums so that it can be vectorised.
-fn dot<T: Number>(a: &[T], b: &[T], stride: usize) -> T {
-    if stride != 1 {
-        return a.iter().zip(b.iter().step_by(stride)).fold(T::zero(), |sum, (a, b)| sum + *a * *b);
-    }
-    let ((heads_a, rest_a), (heads_b, rest_b)) = (a.as_chunks::<8>(), b[..a.len()].as_chunks::<8>());
-    let mut sums = [T::zero(); 8];
-    for (a, b) in heads_a.iter().zip(heads_b) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += *a * *b;
-        }
-    }
-    let rest = rest_a.iter().zip(rest_b).fold(T::zero(), |sum, (a, b)| sum + *a * *b);
-    sums.into_iter().fold(rest, |sum, part| sum + part)
 }

@@ -16,6 +16,7 @@ mod convolve;
 mod dataset;
 mod engine;
 mod error;
+mod evaluator;
 mod graph;
 mod loss;
 mod node;
@@ -148,7 +149,7 @@ pub fn evaluate(model: &Model, data: &Dataset) -> Result<Evaluation, TrainingErr
 pub fn evaluate_by(model: &Model, data: &Dataset, objective: &Objective) -> Result<Evaluation, TrainingError> {
     objective.validate()?;
     data.check_shape(model)?;
-    pool::run(1, || trainer::evaluate(model, data, objective))
+    pool::run(1, || evaluator::evaluate(model, data, objective))
 }
 
 /// The trainer's own forward pass, in evaluation mode: the shape of the graph's output for all samples, and its numbers.
@@ -157,7 +158,7 @@ pub fn evaluate_by(model: &Model, data: &Dataset, objective: &Objective) -> Resu
 /// As [`train`].
 pub fn outputs(model: &Model, data: &Dataset) -> Result<(Vec<usize>, Vec<f32>), TrainingError> {
     data.check_shape(model)?;
-    pool::run(1, || trainer::outputs(model, data))
+    pool::run(1, || evaluator::outputs(model, data))
 }
 
 /// Loss over all the data as one batch, and its gradient with respect to each trainable parameter by name, row-major.

@@ -10,6 +10,7 @@ use super::node::Node;
 use super::value::{Integers, Kind, TensorRef, Value};
 
 mod activation;
+mod blocks;
 mod convolution;
 mod einsum;
 mod elementwise;
@@ -157,8 +158,8 @@ pub(super) fn table<B: Engine>() -> [(&'static str, Builder<B>); 93] {
         ("Pad", select::pad),
         ("Expand", select::expand_to),
         ("Tile", select::tile),
-        ("DepthToSpace", select::depth_to_space),
-        ("SpaceToDepth", select::space_to_depth),
+        ("DepthToSpace", blocks::depth_to_space),
+        ("SpaceToDepth", blocks::space_to_depth),
         ("Resize", resize::resize),
         ("ReduceMean", reduce::mean),
         ("ReduceSum", reduce::sum),
