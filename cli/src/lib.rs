@@ -9,10 +9,10 @@ mod demo;
 mod enrol;
 #[cfg(feature = "node")]
 mod infer;
-#[cfg(feature = "node")]
-mod measure;
 #[cfg(all(feature = "coordinator", feature = "node"))]
 mod learn;
+#[cfg(feature = "node")]
+mod measure;
 mod model;
 #[cfg(feature = "node")]
 mod node;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ndarray::{ArrayD, ArrayViewD, Axis, Slice};
 use prost::Message;
+use tract_onnx::Onnx;
 use tract_onnx::data_resolver::ModelDataResolver;
 use tract_onnx::prelude::{
     Datum, Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec,
@@ -110,22 +111,35 @@ impl FloatRunner {
     }
 }
 
-fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<TypedRunnableModel>> {
+/// Refuses a file that would make tract fold a constant without bounds, as [`FloatRunner::new`] does before it loads one: for
+/// whoever loads it in another way.
+pub fn check_growth(proto: &pb::ModelProto, input: &TensorSignature) -> Result<(), ModelError> {
+    caught("load", || growth::check(&onnx(), proto, &|symbols| fact(input, symbols)))
+}
+
+/// tract's reader; symbolic shapes in value_info would clash with the input's.
+fn onnx() -> Onnx {
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
     onnx.provider = Arc::new(NoExternalData);
-    let fact = |symbols: &SymbolScope| {
-        let batch = match input.fixed_batch() {
-            Some(batch) => batch.to_dim(),
-            None => TDim::from(symbols.sym("fedge_batch")),
-        };
-        let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
-        InferenceFact::dt_shape(f32::datum_type(), dims)
+    onnx
+}
+
+fn fact(input: &TensorSignature, symbols: &SymbolScope) -> InferenceFact {
+    let batch = match input.fixed_batch() {
+        Some(batch) => batch.to_dim(),
+        None => TDim::from(symbols.sym("fedge_batch")),
     };
-    growth::check(&onnx, &proto, &fact)?;
+    let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
+    InferenceFact::dt_shape(f32::datum_type(), dims)
+}
+
+fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<TypedRunnableModel>> {
+    let onnx = onnx();
+    growth::check(&onnx, &proto, &|symbols| fact(input, symbols))?;
     let model = onnx.model_for_proto_model(&proto)?;
     // tract has the weights now, and is about to pack them: a third copy would raise the most memory that loading takes.
     drop(proto);
-    let fact = fact(&model.symbols);
+    let fact = fact(input, &model.symbols);
     let model = model.with_input_fact(0, fact)?.into_typed()?;
     check_sizes(&model)?;
     model.into_optimized()?.into_runnable()

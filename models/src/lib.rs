@@ -23,7 +23,7 @@ pub use error::ModelError;
 pub use layout::{Layout, ParameterClass, ParameterSpec};
 pub use model::{ElementType, Interface, Model, PIECE_VALUES, Place, Places, TensorSignature};
 pub use operators::UnsupportedOperator;
-pub use package::{Manifest, Package, Written, WriteBehind};
+pub use package::{Manifest, Package, WriteBehind, Written};
 pub use preprocessing::Preprocessing;
 /// ONNX's protobuf types (IR 8, prost 0.14), as tract reads them.
 pub use tract_onnx::pb;

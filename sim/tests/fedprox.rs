@@ -32,7 +32,8 @@ fn synthetic(seed: u64, most: usize) -> Population {
     let (mut inputs, mut labels, mut nodes, mut test) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for device in 0..DEVICES {
         let size = LogNormal::new(4.0, 2.0).unwrap();
-        let samples = ((size.sample(&mut ChaCha8Rng::seed_from_u64(seed * 1000 + device as u64)) as usize) + 50).min(most);
+        let samples =
+            ((size.sample(&mut ChaCha8Rng::seed_from_u64(seed * 1000 + device as u64)) as usize) + 50).min(most);
         let (shift, centre) = (normal(0.0, 1.0), normal(0.0, 1.0));
         let weights: Vec<f64> = (0..FEATURES * CLASSES).map(|_| normal(shift, 1.0)).collect();
         let bias: Vec<f64> = (0..CLASSES).map(|_| normal(shift, 1.0)).collect();

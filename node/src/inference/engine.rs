@@ -97,6 +97,7 @@ impl Engine {
         not_lowered: Option<NotLowered>,
     ) -> Result<Engine, EngineError> {
         let refused = |problem: String| EngineError { action: "load", problem };
+        fedge_models::float::check_growth(proto, input).map_err(|error| refused(error.to_string()))?;
         let (plan, batch) = match input.fixed_batch() {
             None => match caught("load", || plan(proto, input, None)) {
                 Ok(plan) => (plan, None),
