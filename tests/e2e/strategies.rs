@@ -30,7 +30,10 @@ fn run(coordinator: &Coordinator, more: &str, momentum: &str, strategy: &str) ->
     assert_eq!(ended["state"], "finished", "{ended}");
     let rounds = ended["rounds"].as_array().expect("rounds");
     assert!(rounds.iter().all(|round| round["outcome"] == "aggregated"), "{strategy}{more}: {ended}");
-    assert_eq!(ended["refused"], serde_json::json!({}), "{strategy}{more}");
+    // An asynchronous task may end while a node is at work for it: that update comes to a closed task, and nothing else is refused.
+    let late = |reason: &String| reason == "closed" && strategy.contains("fedbuff");
+    let refused = ended["refused"].as_object().expect("refusals");
+    assert!(refused.keys().all(late), "{strategy}{more}: {refused:?}");
     ended
 }
 
