@@ -4,11 +4,11 @@
 use std::collections::{HashMap, HashSet};
 
 use tract_onnx::Onnx;
-use tract_onnx::prelude::{Framework, InferenceModelExt, TractResult};
+use tract_onnx::prelude::{Datum, Framework, InferenceModelExt, TractResult};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact, InferenceModel};
 use tract_onnx::tract_hir::internal::{DimLike, SymbolScope, SymbolValues, TDim, bail};
 
-use crate::model::sizes::MAX_GROWN;
+use crate::model::{sizes::MAX_GROWN, tensor};
 use crate::pb;
 
 /// The graph input's fact in a model's scope of symbols.
@@ -23,7 +23,9 @@ const MAX_NODES: usize = 256;
 pub(crate) fn check(onnx: &Onnx, proto: &pb::ModelProto, input: &InputFact<'_>) -> TractResult<()> {
     let Some(graph) = &proto.graph else { return Ok(()) };
     let mut constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
-    let mut written = constants.clone();
+    // Those whose numbers `model/sizes` has read.
+    let integers = graph.initializer.iter().filter(|tensor| tensor::integers(tensor).is_some());
+    let mut written: HashSet<&str> = integers.map(|tensor| tensor.name.as_str()).collect();
     let mut looks = 0;
     for node in &graph.node {
         let is_constant = |name: &String| name.is_empty() || constants.contains(name.as_str());
@@ -43,7 +45,7 @@ pub(crate) fn check(onnx: &Onnx, proto: &pb::ModelProto, input: &InputFact<'_>) 
             }
             constants.extend(node.output.iter().map(String::as_str));
         }
-        if node.op_type == "Constant" {
+        if node.op_type == "Constant" && holds_integers(node) {
             written.extend(node.output.iter().map(String::as_str));
         }
     }
@@ -64,6 +66,14 @@ fn look(
     let fact = |slot: usize| -> TractResult<&InferenceFact> { model.outlet_fact(outlet(&model, slot)?) };
     let numbers = |slot: usize| -> TractResult<Option<Vec<i64>>> {
         let Some(tensor) = fact(slot)?.value.concretize() else { return Ok(None) };
+        if tensor.datum_type().is_float() {
+            return Ok(None);
+        }
+        if tensor.datum_type() != TDim::datum_type() {
+            // A cast to dimensions would go through 32 bits.
+            let tensor = tensor.cast_to::<i64>()?;
+            return Ok(Some(tensor.to_plain_array_view::<i64>()?.iter().copied().collect()));
+        }
         let tensor = tensor.cast_to::<TDim>()?;
         let view = tensor.to_plain_array_view::<TDim>()?;
         Ok(view.iter().map(|dim| for_one(dim).and_then(|dim| i64::try_from(dim).ok())).collect())
@@ -110,6 +120,14 @@ fn look(
             node.op_type
         ),
     }
+}
+
+/// Whether a Constant's numbers are int64, as sizes are.
+fn holds_integers(node: &pb::NodeProto) -> bool {
+    node.attribute.iter().any(|attribute| match attribute.name.as_str() {
+        "value_int" | "value_ints" => true,
+        _ => attribute.t.as_ref().is_some_and(|tensor| tensor::integers(tensor).is_some()),
+    })
 }
 
 fn outlet(model: &InferenceModel, slot: usize) -> TractResult<tract_onnx::prelude::OutletId> {

@@ -18,6 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 
+/// An open connection is asked to end after so long.
+const MAX_AGE: Duration = Duration::from_secs(3600);
 /// For the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Connections to the port of metrics at a time.
@@ -64,11 +66,16 @@ async fn one<C>(connection: C, router: Router, peer: Option<Peer>, stop: Cancell
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let is_open = peer.is_none();
     let router = match peer {
         Some(peer) => router.layer(Extension(peer)),
         None => router,
     };
     let mut builder = auto::Builder::new(TokioExecutor::new());
+    if is_open {
+        // Waiting for HTTP/2's first bytes has no bound of its own; the head of HTTP/1 has.
+        builder = builder.http1_only();
+    }
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(64 << 10);
     builder
         .http2()
@@ -79,6 +86,11 @@ where
     tokio::pin!(serving);
     let outcome = tokio::select! {
         outcome = serving.as_mut() => outcome,
+        // An open connection outlives its certificate otherwise.
+        () = tokio::time::sleep(MAX_AGE) => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
         () = stop.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await

@@ -58,6 +58,16 @@ impl WriteBehind {
     }
 }
 
+impl Drop for WriteBehind {
+    /// Nobody would hear of a sync that failed any more, and a later one may succeed: what it may have lost must not be gone
+    /// on with.
+    fn drop(&mut self) {
+        if self.settle().is_err() {
+            let _ = self.file.set_len(0);
+        }
+    }
+}
+
 impl Write for WriteBehind {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = self.file.write(bytes)?;
@@ -99,5 +109,16 @@ mod tests {
         let mut behind = WriteBehind::new(tempfile::tempfile().unwrap());
         behind.running = Some(thread::spawn(|| Err(io::ErrorKind::StorageFull.into())));
         assert_eq!(behind.sync().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn what_a_failed_sync_may_have_lost_is_not_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut behind = WriteBehind::new(File::create(&path).unwrap());
+        behind.write_all(b"half of it").unwrap();
+        behind.running = Some(thread::spawn(|| Err(io::ErrorKind::StorageFull.into())));
+        drop(behind);
+        assert_eq!(path.metadata().unwrap().len(), 0);
     }
 }

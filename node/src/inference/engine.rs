@@ -78,7 +78,11 @@ impl Engine {
         }
         let proto = pb::ModelProto::decode(onnx).map_err(|error| refused(error.to_string()))?;
         if input.fixed_batch().is_none_or(|batch| batch == 1) {
-            match caught("load", || Ok(lowering::lower(&proto, input, output)))? {
+            // What the lowering did not foresee is tract's too.
+            let lowered = caught("load", || Ok(lowering::lower(&proto, input, output))).unwrap_or_else(|error| {
+                Err(NotLowered { operator: "graph".to_owned(), node: String::new(), reason: error.problem })
+            });
+            match lowered {
                 Ok(program) => return Ok(Engine::new(Runner::Lowered(Box::new(program)), None, input, output)),
                 Err(why) => {
                     tracing::debug!(operator = why.operator, node = why.node, why.reason, "not lowered");

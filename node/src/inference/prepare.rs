@@ -137,6 +137,9 @@ fn int8(model: &Model, calibration: &[f32], options: &PrepareOptions) -> Result<
     Ok(engine)
 }
 
+/// Most values of one sample: a request has at most 16 MiB.
+pub(super) const MAX_SAMPLE_LEN: usize = 4 << 20;
+
 /// Runs a batch of one and a larger one, so that the first request does not pay for it, and refuses NaN outputs.
 fn warm_up(
     engine: &Engine,
@@ -145,6 +148,10 @@ fn warm_up(
     options: &PrepareOptions,
 ) -> Result<(), EngineError> {
     let len = input.sample_len();
+    if len > MAX_SAMPLE_LEN {
+        let problem = format!("a sample has {len} values, more than a request may bring ({MAX_SAMPLE_LEN})");
+        return Err(EngineError { action: "run", problem });
+    }
     let zeros = vec![0.0; len];
     let source = if calibration.len() < len { &zeros[..] } else { calibration };
     for rows in [1, options.warm_up_batch.clamp(1, 256)] {

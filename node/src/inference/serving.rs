@@ -12,6 +12,7 @@ use prost::bytes::Bytes;
 use super::EngineError;
 use super::check::LocalCheck;
 use super::engine::Engine;
+use super::prepare::MAX_SAMPLE_LEN;
 use super::request::{Contract, Inputs, TensorData};
 use super::statistics::Statistics;
 use super::tensor_engine::TensorEngine;
@@ -90,7 +91,7 @@ impl Serving {
     /// A model that is only served: any inputs and outputs, loaded from `onnx` as it is. Blocking.
     pub fn of_tensors(manifest: Manifest, interface: Interface, onnx: &[u8]) -> Result<Serving, EngineError> {
         let engine = TensorEngine::load(onnx, &interface.inputs, &interface.outputs)?;
-        let serving = Serving {
+        let mut serving = Serving {
             manifest,
             precision: Precision::Float,
             float_reason: Some("served as it is: only models of one float32 input and output are quantized".to_owned()),
@@ -103,9 +104,17 @@ impl Serving {
             statistics: Statistics::default(),
         };
         // A dynamic dimension besides the batch could mean any size: such a model is warmed up by its first request.
-        if serving.inputs.iter().all(|input| input.dims.iter().skip(usize::from(serving.batched)).all(Option::is_some))
-        {
-            serving.infer(&serving.zeros(1))?;
+        if serving.is_measurable() {
+            let rows: &[usize] = if serving.batched { &[1, 3] } else { &[1] };
+            for &rows in rows {
+                let outputs = serving.infer(&serving.zeros(rows))?;
+                // A first dimension that is open and counts no samples, such as a detector's boxes: requests must not share
+                // a run.
+                serving.batched &= outputs.iter().all(|output| output.shape.first() == Some(&rows));
+            }
+        } else {
+            // Nothing shows that a row of the outputs is a sample.
+            serving.batched = false;
         }
         Ok(serving.timed())
     }
@@ -190,7 +199,8 @@ impl Serving {
     /// How long these samples will take, roughly; `None` where nothing was measured.
     pub(super) fn expected(&self, rows: usize) -> Option<Duration> {
         let one = self.pace.one_ns.load(Ordering::Relaxed);
-        (one > 0).then(|| Duration::from_nanos(one.saturating_mul(rows as u64)))
+        // Where more than the batch is open, rows do not tell how long a request takes.
+        (one > 0 && self.is_measurable()).then(|| Duration::from_nanos(one.saturating_mul(rows as u64)))
     }
 
     /// Whether requests should be put together where nobody configured it.
@@ -218,8 +228,7 @@ impl Serving {
             // The quickest: others were disturbed.
             runs.flatten().min()
         };
-        let dynamic = self.inputs.iter().any(|input| input.dims.iter().skip(1).any(Option::is_none));
-        let one = if dynamic { None } else { time(1) };
+        let one = if self.is_measurable() { time(1) } else { None };
         let Some(one) = one else { return self };
         let batch = if self.batched && one < LONGEST_TIMED { time(TIMED_BATCH) } else { None };
         // A tenth better at least: putting together has its own price.
@@ -227,6 +236,16 @@ impl Serving {
         self.pace = Pace { one_ns: AtomicU64::default(), batching_pays: pays };
         self.took(1, one);
         self
+    }
+
+    /// Whether a sample of zeros tells how long requests take: only the batch is open, and a sample fits into a request.
+    fn is_measurable(&self) -> bool {
+        let len = |input: &TensorSignature| {
+            let mut dims = input.dims.iter().skip(usize::from(self.batched));
+            dims.try_fold(1usize, |len, dim| len.checked_mul((*dim)?))
+        };
+        let all = self.inputs.iter().try_fold(0usize, |sum, input| sum.checked_add(len(input)?));
+        all.is_some_and(|len| len <= MAX_SAMPLE_LEN)
     }
 
     fn zeros(&self, rows: usize) -> Inputs {

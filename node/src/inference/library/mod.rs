@@ -214,6 +214,8 @@ impl Library {
         }
         let before = self.repository.versions(name);
         let (mut serve, mut problems): (Vec<Arc<Serving>>, Vec<String>) = (Vec::new(), Vec::new());
+        // Recorded when they are served: whoever asked for this may go away before.
+        let mut stamps = Vec::new();
         for number in wanted {
             // Files of the model itself count as files of each version.
             let stamp: Vec<FileStamp> = model.files.iter().chain(&model.versions[&number]).cloned().collect();
@@ -227,7 +229,7 @@ impl Library {
             let loaded = blocking(move || load::load(&folder, &owned, number, &settings)).await;
             match loaded.and_then(|loaded| loaded) {
                 Ok(serving) => {
-                    locked(&self.loaded).insert(key, stamp);
+                    stamps.push((key, stamp));
                     serve.push(Arc::new(serving));
                 }
                 Err(problem) => {
@@ -246,6 +248,7 @@ impl Library {
         if !serve.is_empty() {
             self.repository.configure(name, settings.executor(&self.options.executor), settings.clients.clone());
             self.repository.serve_all(name, serve);
+            locked(&self.loaded).extend(stamps);
             let served: BTreeSet<u64> = self.repository.versions(name).iter().map(|s| s.manifest().number).collect();
             locked(&self.loaded).retain(|(model, number), _| model != name || served.contains(number));
         }

@@ -97,6 +97,9 @@ impl Settings {
 
     fn check(&self) -> Result<(), String> {
         let refused = |key: &str, problem: &str| Err(format!("{SETTINGS_FILE}: {key}: {problem}"));
+        if self.labels.iter().any(|label| label.len() > 256) {
+            return refused("labels", "at most 256 bytes each");
+        }
         if self.max_batch_size == Some(0) || self.max_batch_size.is_some_and(|size| size > 4096) {
             return refused("max_batch_size", "1 to 4096");
         }
@@ -156,6 +159,9 @@ fn read(folder: &Path, name: &str) -> Result<Option<String>, String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("{name}: {error}")),
     };
+    if !metadata.is_file() {
+        return Err(format!("{name}: is not a regular file"));
+    }
     if metadata.len() > MAX_BYTES {
         return Err(format!("{name}: has {} bytes, more than {MAX_BYTES}", metadata.len()));
     }

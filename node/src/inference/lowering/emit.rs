@@ -33,6 +33,9 @@ impl Builder {
                 (Step::Product { a: a.id, b: b.id, product }, a.order)
             }
             Kind::Average { x, input, window, count_padding } => {
+                if window.taps() > i32::MAX as usize / 255 {
+                    return Err("its windows are too large to sum in 32 bits".to_owned());
+                }
                 let input = Affine { scale: input.scale / to.scale, zero: input.zero };
                 let pool = AveragePool { window, input, output: range, count_padding };
                 let (c, s) = (window.c, window.pixels());

@@ -31,8 +31,8 @@ impl Builder {
         let (per, taps) = (weights.shape[1], window.taps());
         // From [column, channel, position] to [column, position, channel].
         let at = |column: usize, k: usize| (column * per + k % per) * taps + k / per;
-        let packed = packed(&weights, columns, depth, at)?;
         let scales = scales(&weights, columns, 0)?;
+        let packed = packed(&weights, columns, depth, at)?;
         let bias = self.bias(node, 1.0, input, &scales)?;
         let mut shape = vec![columns];
         shape.extend(&window.out[3 - rank..]);
@@ -66,8 +66,8 @@ impl Builder {
         let at = |column: usize, k: usize| {
             if transposed { column * depth + lies(k) } else { lies(k) * columns + column }
         };
-        let packed = packed(&weights, columns, depth, at)?;
         let mut scales = scales(&weights, columns, usize::from(!transposed))?;
+        let packed = packed(&weights, columns, depth, at)?;
         scales.iter_mut().for_each(|scale| *scale *= alpha);
         if !scales.iter().all(|scale| scale.is_normal()) {
             return Err("its weights' scale vanishes".to_owned());
@@ -101,6 +101,14 @@ impl Builder {
 /// A bias of one value a column in steps of input scale × weight scale.
 pub(super) fn bias_steps(known: &Known, beta: f32, input: Affine, scales: &[f32]) -> Result<Vec<i64>, Refusal> {
     let columns = scales.len();
+    let shape = match known {
+        Known::Constant(constant) => &constant.shape,
+        Known::Weights(weights) => &weights.shape,
+        _ => return Err("its bias is not constant".to_owned()),
+    };
+    if shape.iter().product::<usize>() != 1 && shape.last() != Some(&columns) {
+        return Err(format!("its bias of the shape {shape:?} does not lie along the {columns} columns"));
+    }
     let steps: Vec<f32> = scales.iter().map(|scale| input.scale * scale).collect();
     let rounded = |values: &[f32]| -> Vec<i64> {
         let values = values.iter().cycle().zip(&steps);

@@ -69,8 +69,11 @@ impl Builder {
                 let ((a, of_a), (b, of_b)) =
                     if b.len() > a.len() { ((b, of_b), (a, of_a)) } else { ((a, of_a), (b, of_b)) };
                 let shape = a.shape.clone();
-                let [a, b] = if a.shape == b.shape { self.aligned(a, b)? } else { [self.channels_last(a)?, b] };
-                let each_channel = b.shape.len() == a.shape.len() && b.len() == b.shape[0] && b.len() == a.shape[0];
+                let [a, b] =
+                    if a.shape == b.shape { self.aligned(a, b)? } else { [self.channels_last(a)?, self.plain(b)?] };
+                let each_channel = b.shape.len() == a.shape.len()
+                    && b.shape.first() == Some(&b.len())
+                    && a.shape.first() == Some(&b.len());
                 if a.shape != b.shape && !each_channel {
                     return Err(format!("multiplies {:?} by {:?}", a.shape, b.shape));
                 }
@@ -128,7 +131,7 @@ impl Builder {
         let axis = int(node, "axis", if self.opset >= 13 { -1 } else { 1 });
         let axis = if axis < 0 { axis + rank } else { axis };
         // Before operator set 13 all dimensions from the axis on were one.
-        if axis != rank - 1 && !(self.opset < 13 && axis == 1) {
+        if (axis != rank - 1 || axis == 0) && !(self.opset < 13 && axis == 1) {
             return Err(format!("is over axis {axis} of {rank}"));
         }
         let width = if self.opset < 13 { tensor.len() } else { tensor.shape.last().copied().unwrap_or(1) };
@@ -173,7 +176,7 @@ fn calculate(node: &NodeProto, x: f32) -> f32 {
         "Neg" => -x,
         "Exp" => x.exp(),
         "Sqrt" => x.sqrt(),
-        "Softplus" => x.exp().ln_1p(),
+        "Softplus" => x.max(0.0) + (-x.abs()).exp().ln_1p(),
         _ => x,
     }
 }

@@ -9,6 +9,9 @@ use super::program::Step;
 use super::steps::{MaxPool, Window};
 use super::value::{Kind, Known, Pending, Tensor};
 
+/// Most dimensions of a Transpose, as of a constant.
+const MAX_RANK: usize = 16;
+
 impl Builder {
     /// Applies `change` to a stored tensor of codes or floats.
     fn moved(
@@ -65,6 +68,10 @@ impl Builder {
         self.moved(known, |builder, tensor| {
             let tensor = builder.plain(tensor)?;
             let rank = tensor.shape.len();
+            // `Permute` recurses over the dimensions.
+            if rank > MAX_RANK {
+                return Err(format!("is over {rank} dimensions"));
+            }
             let permutation: Vec<usize> = given.iter().filter_map(|&axis| usize::try_from(axis).ok()).collect();
             let mut sorted = permutation.clone();
             sorted.sort_unstable();

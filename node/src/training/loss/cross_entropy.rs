@@ -18,6 +18,8 @@ pub(super) fn measure(objective: &Objective, form: Form, outputs: &[f64], labels
     let weights: Vec<f64> = (0..classes).map(weight_of).collect();
     let all_weights: f64 = weights.iter().sum();
     let total: f64 = labels.iter().map(|&label| weights.get(label as usize).copied().unwrap_or(f64::NAN)).sum();
+    // A batch whose classes all weigh nothing says nothing.
+    let over = |value: f64| if total == 0.0 { 0.0 } else { value / total };
     let mut gradient = vec![0.0; outputs.len()];
     let (mut loss, mut correct) = (0.0, 0);
     let mut row = vec![0.0; classes];
@@ -41,11 +43,11 @@ pub(super) fn measure(objective: &Objective, form: Form, outputs: &[f64], labels
                 loss += wanted * (log_sum - logit);
             }
             if let Some(slope) = gradient.get_mut(place) {
-                *slope = (row_weight * (logit - max).exp() / sum - wanted) / total;
+                *slope = over(row_weight * (logit - max).exp() / sum - wanted);
             }
         }
     }
-    Measured { loss: loss / total, gradient, correct, answers: labels.len(), weight: total }
+    Measured { loss: over(loss), gradient, correct, answers: labels.len(), weight: total }
 }
 
 /// Index of the largest element, the first of equals; `None` where one is NaN.

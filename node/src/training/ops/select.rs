@@ -130,6 +130,9 @@ pub(super) fn slice<B: Engine>(node: &Node<'_>) -> Made<B> {
     let mut picks = Vec::new();
     for (((&start, &end), &axis), &step) in starts.iter().zip(&ends).zip(&axes).zip(&steps) {
         let axis = node.axis(axis, rank)?;
+        if picks.iter().any(|(other, _)| *other == axis) {
+            return Err(node.error(format!("its axes {axes:?} name one twice")));
+        }
         let size = x.shape.get(axis).copied().unwrap_or(1);
         let indices =
             stepped(size as i64, start, end, step).ok_or_else(|| node.error(format!("its step is {step}")))?;

@@ -78,7 +78,8 @@ impl Conv {
         let window = &self.window;
         let channels = window.c / self.groups.len().max(1);
         let skip = group * channels;
-        if window.taps() == 1 && window.pad == [0, 0] && window.stride == [1, 1] {
+        // Padding behind the image shows only in the output's size.
+        if window.taps() == 1 && window.pad == [0, 0] && window.stride == [1, 1] && window.out == [window.h, window.w] {
             kernels::widen(isa, &x[first * window.c + skip..], window.c, rows, channels, to, stride);
         } else {
             let (pixels, width) = (window.pixels(), window.out[1]);
