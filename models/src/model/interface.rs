@@ -3,7 +3,7 @@
 
 use prost::Message;
 
-use super::{scan, signature, tensor};
+use super::{scan, signature, sizes, tensor};
 use crate::error::shorten;
 use crate::{Digest, ModelError, TensorSignature, pb};
 
@@ -25,7 +25,7 @@ pub struct Interface {
 
 impl Interface {
     /// Reads a self-contained ONNX file as hostile input: bounds on its size and parts, tensors whose bytes match their
-    /// shapes, no NaN among its floats. Whether an engine runs its operators is for the engine to say.
+    /// shapes, no constants that grow without bounds, no NaN among its floats. Whether an engine runs its operators is for the engine to say.
     pub fn from_bytes(bytes: &[u8]) -> Result<Interface, ModelError> {
         scan::check(bytes)?;
         let proto = pb::ModelProto::decode(bytes)
@@ -36,6 +36,7 @@ impl Interface {
         for initializer in &graph.initializer {
             tensor::check(initializer)?;
         }
+        sizes::check(&graph)?;
         let layout = tensor::layout(&graph)?;
         tensor::check_finite(&graph, &layout)?;
         let initializers: std::collections::HashSet<&str> =

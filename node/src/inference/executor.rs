@@ -238,6 +238,8 @@ struct Place<'a>(&'a Shared);
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.lock().running -= 1;
+        // A batch that waits to be filled need not wait any longer where nothing runs.
+        self.0.work.notify_one();
     }
 }
 
