@@ -1,6 +1,8 @@
 //! Sums, means, norms and extremes over axes.
 //! The global average of images is in `pooling`.
 
+use burn::backend::Scalar;
+
 use super::super::TrainingError;
 use super::super::backend::Tensor;
 use super::super::engine::Engine;
@@ -31,7 +33,12 @@ pub(super) fn l1<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> 
 }
 
 pub(super) fn l2<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
-    over_axes(node, |x: Tensor<B>, axes| B::float_sqrt(sums::<B>(B::float_mul(x.clone(), x), axes)))
+    over_axes(node, |x: Tensor<B>, axes| {
+        let squares = sums::<B>(B::float_mul(x.clone(), x), axes);
+        // The slope of a row of zeros is 0, as PyTorch has it; a root's is infinite there.
+        let least = Scalar::Float(f64::from(f32::MIN_POSITIVE));
+        B::float_sqrt(B::float_clamp(squares, least, Scalar::Float(f64::INFINITY)))
+    })
 }
 
 pub(super) fn sum_square<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
