@@ -18,8 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 
-/// An open connection is asked to end after so long.
-const MAX_AGE: Duration = Duration::from_secs(3600);
+use crate::server::CONNECTION_AGE;
+
 /// For the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Connections to the port of metrics at a time.
@@ -87,7 +87,7 @@ where
     let outcome = tokio::select! {
         outcome = serving.as_mut() => outcome,
         // An open connection outlives its certificate otherwise.
-        () = tokio::time::sleep(MAX_AGE) => {
+        () = tokio::time::sleep(CONNECTION_AGE) => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }

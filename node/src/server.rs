@@ -14,7 +14,7 @@ use crate::inference::{Inference, InferenceService, Library, ServiceOptions, hea
 use crate::samples::{self, SampleStore};
 
 /// Age at which a connection is asked to end, and its certificate looked at again.
-const CONNECTION_AGE: Duration = Duration::from_secs(3600);
+pub(crate) const CONNECTION_AGE: Duration = Duration::from_secs(3600);
 
 /// What the server answers with.
 #[derive(Debug)]

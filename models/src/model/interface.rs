@@ -7,9 +7,6 @@ use super::{scan, signature, sizes, tensor};
 use crate::error::shorten;
 use crate::{Digest, ModelError, TensorSignature, pb};
 
-/// Most inputs, and most outputs, of a served model.
-const MAX_TENSORS: usize = 256;
-
 /// The inputs and outputs of an ONNX file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
@@ -24,6 +21,9 @@ pub struct Interface {
 }
 
 impl Interface {
+    /// Most inputs, and most outputs, of a served model.
+    pub const MAX_TENSORS: usize = 256;
+
     /// Reads a self-contained ONNX file as hostile input: bounds on its size and parts, tensors whose bytes match their
     /// shapes, no constants that grow without bounds, no NaN among its floats. Whether an engine runs its operators is for the engine to say.
     pub fn from_bytes(bytes: &[u8]) -> Result<Interface, ModelError> {
@@ -69,8 +69,8 @@ fn signatures<'a>(
                 shorten(&value.name)
             )));
         }
-        if found.len() == MAX_TENSORS {
-            return Err(ModelError::graph(format!("has more than {MAX_TENSORS} {role}s")));
+        if found.len() == Interface::MAX_TENSORS {
+            return Err(ModelError::graph(format!("has more than {} {role}s", Interface::MAX_TENSORS)));
         }
         found.push(signature::read_open(value, role)?);
     }

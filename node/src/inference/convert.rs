@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fedge_models::ElementType;
+use fedge_models::{ElementType, Interface};
 use fedge_proto::inference::infer_parameter::ParameterChoice;
 use fedge_proto::inference::model_infer_request::InferInputTensor;
 use fedge_proto::inference::model_infer_response::InferOutputTensor;
@@ -14,14 +14,14 @@ use prost::bytes::{Bytes, BytesMut};
 use super::answer::{Answer, Parameter};
 use super::request::{InferRequest, InputData, InputTensor, Refused, RequestedOutput, shorten};
 
-/// Most inputs, and most outputs, of a served model.
-const MAX_TENSORS: usize = 256;
-
 /// A message as a request. Refused: more tensors than models have, parameters of a wrong type, and shared memory.
 pub fn request(message: ModelInferRequest) -> Result<InferRequest, Refused> {
     let (sent, raws) = (message.inputs.len(), message.raw_input_contents.len());
-    if sent.max(raws).max(message.outputs.len()) > MAX_TENSORS {
-        return Err(Refused(format!("more than {MAX_TENSORS} inputs or outputs came; no model has as many")));
+    if sent.max(raws).max(message.outputs.len()) > Interface::MAX_TENSORS {
+        return Err(Refused(format!(
+            "more than {} inputs or outputs came; no model has as many",
+            Interface::MAX_TENSORS
+        )));
     }
     let mut raw = message.raw_input_contents.into_iter();
     let mut inputs = Vec::with_capacity(sent);

@@ -38,7 +38,7 @@ fn resident_kib() -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a minute; run it by name"]
+#[ignore = "takes a minute and measures the memory of its whole process: run it alone, by name"]
 async fn a_thousand_swaps_under_load_fail_no_request_and_leave_no_memory_behind() {
     let swaps: usize = std::env::var("FEDGE_SWAPS").ok().and_then(|text| text.parse().ok()).unwrap_or(1000);
     let calibration: Vec<Vec<f32>> = digits()[..64].iter().map(|sample| sample.input.clone()).collect();

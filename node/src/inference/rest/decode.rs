@@ -4,16 +4,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use fedge_models::ElementType;
+use fedge_models::{ElementType, Interface};
 use prost::bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::super::request::{InferRequest, InputData, InputTensor, Refused, RequestedOutput, shorten};
-
-/// Most inputs, and most outputs, of a request.
-const MAX_TENSORS: usize = 256;
 
 #[derive(Deserialize)]
 struct Body {
@@ -60,8 +57,8 @@ pub(super) fn request(
     }
     let json: Body = serde_json::from_slice(&body[..split])
         .map_err(|error| Refused(format!("the body is no inference request: {error}")))?;
-    if json.inputs.len() > MAX_TENSORS || json.outputs.len() > MAX_TENSORS {
-        return Err(Refused(format!("more than {MAX_TENSORS} inputs or outputs")));
+    if json.inputs.len().max(json.outputs.len()) > Interface::MAX_TENSORS {
+        return Err(Refused(format!("more than {} inputs or outputs", Interface::MAX_TENSORS)));
     }
     let number = |name: &str| match json.parameters.get(name) {
         None => Ok(0),
