@@ -343,7 +343,10 @@ async fn swaps_under_load_fail_no_request_and_every_answer_is_of_the_version_it_
             let (mut client, request) = (Client::new(node.channel.clone()), request(1, &input));
             tokio::spawn(async move {
                 let mut seen = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
+                let mut last = false;
+                while !last {
+                    // A request sent after the stop was seen was sent after the last swap.
+                    last = stop.load(Ordering::Acquire);
                     let response = client.model_infer(request.clone()).await.unwrap().into_inner();
                     assert_eq!(values(&response), expected[&response.model_version]);
                     answered.fetch_add(1, Ordering::Relaxed);
@@ -367,7 +370,7 @@ async fn swaps_under_load_fail_no_request_and_every_answer_is_of_the_version_it_
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
-    stop.store(true, Ordering::Relaxed);
+    stop.store(true, Ordering::Release);
     for caller in callers {
         assert_eq!(caller.await.unwrap(), VERSIONS);
     }
