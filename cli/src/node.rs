@@ -110,6 +110,12 @@ pub(crate) struct Run {
     /// Overrides inference.keep
     #[arg(long, value_name = "SHARE", env = "FEDGE_NODE_KEEP")]
     keep: Option<f64>,
+    /// Send traces of requests to this OpenTelemetry collector (OTLP/gRPC); overrides telemetry.otlp_endpoint
+    #[arg(long, value_name = "http://HOST:PORT", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// Share of the requests that are traced where their traceparent does not decide; overrides telemetry.trace_ratio
+    #[arg(long, value_name = "SHARE", env = "FEDGE_NODE_TRACE_RATIO")]
+    trace_ratio: Option<f64>,
     /// End when standard input ends
     #[arg(long, hide = true)]
     end_with_input: bool,
@@ -127,6 +133,8 @@ impl Run {
         config.inference.plaintext |= self.plaintext;
         config.inference.keep = self.keep.unwrap_or(config.inference.keep);
         config.training.threads = self.training_threads.unwrap_or(config.training.threads);
+        config.telemetry.otlp_endpoint = self.otlp_endpoint.unwrap_or(config.telemetry.otlp_endpoint);
+        config.telemetry.trace_ratio = self.trace_ratio.unwrap_or(config.telemetry.trace_ratio);
         config.data.extend(self.data.iter().map(|argument| data_file(argument)));
         config.check()?;
         if let Some(model_repository) = self.model_repository {

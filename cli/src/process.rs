@@ -47,13 +47,17 @@ fn raise_file_limit() {
     }
 }
 
-/// Logs to standard error, at this level unless `FEDGE_LOG` says otherwise. tract warns of every operator set above 18.
+/// Logs to standard error, at this level unless `FEDGE_LOG` says otherwise, and as JSON, a line an event, where
+/// `FEDGE_LOG_FORMAT=json`. tract warns of every operator set above 18.
 pub(crate) fn log(level: &str) {
     let filter =
         EnvFilter::try_from_env("FEDGE_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},tract_onnx=error")));
-    // A second call (in tests) changes nothing.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
+    // A second call (in tests) changes nothing.
+    let _ = match std::env::var("FEDGE_LOG_FORMAT").as_deref() {
+        Ok("json") => log.json().flatten_event(true).try_init(),
+        _ => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+    };
 }
 
 /// Ready when the process is asked to end: Ctrl-C, SIGTERM, or, with `with_input`, the end of standard input, by which a

@@ -21,6 +21,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// The sample store.
     pub samples: Samples,
+    /// Traces of requests.
+    pub telemetry: Telemetry,
     /// Files of labelled samples, read at start; what was read before is not counted twice.
     pub data: Vec<DataFile>,
 }
@@ -73,6 +75,22 @@ impl Default for Inference {
 pub struct Metrics {
     /// ip:port; empty: none.
     pub listen: String,
+}
+
+/// Traces of requests, to an OpenTelemetry collector.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// `http://HOST:PORT` of a collector that takes OTLP/gRPC; empty: no traces.
+    pub otlp_endpoint: String,
+    /// Share of the requests that are traced where their `traceparent` does not decide, 0..=1.
+    pub trace_ratio: f64,
+}
+
+impl Default for Telemetry {
+    fn default() -> Telemetry {
+        Telemetry { otlp_endpoint: String::new(), trace_ratio: 1.0 }
+    }
 }
 
 /// Local training.
@@ -189,6 +207,9 @@ impl Config {
         if !(1..=256).contains(&self.training.threads) {
             return refuse("training.threads", &self.training.threads, "1 to 256");
         }
+        if !(0.0..=1.0).contains(&self.telemetry.trace_ratio) {
+            return refuse("telemetry.trace_ratio", &self.telemetry.trace_ratio, "a share, 0 to 1");
+        }
         if samples.max_samples == 0 {
             return refuse("samples.max_samples", &samples.max_samples, "at least 1");
         }
@@ -260,6 +281,12 @@ impl Config {
              # ip:port of health and metrics in plaintext, and of nothing else (usually port 8002); empty: none.\n\
              listen = {:?}\n\
              \n\
+             [telemetry]\n\
+             # http://HOST:4317 of an OpenTelemetry collector that takes OTLP/gRPC; empty: no traces.\n\
+             otlp_endpoint = {:?}\n\
+             # Share of the requests that are traced where their traceparent does not decide, 0 to 1.\n\
+             trace_ratio = {:?}\n\
+             \n\
              [training]\n\
              # Threads of the low-priority training pool.\n\
              threads = {}\n\
@@ -281,6 +308,8 @@ impl Config {
             d.inference.keep,
             d.inference.threads,
             d.metrics.listen,
+            d.telemetry.otlp_endpoint,
+            d.telemetry.trace_ratio,
             d.training.threads,
             d.samples.max_samples,
             d.samples.max_bytes,
@@ -322,6 +351,7 @@ mod tests {
             ("[inference]\nplaintext = true\nlisten = \"[::1]:1\"\nhttp = \"0.0.0.0:2\"", "inference.http"),
             ("[metrics]\nlisten = \"8002\"", "metrics.listen"),
             ("[training]\nthreads = 0", "training.threads"),
+            ("[telemetry]\ntrace_ratio = 2.0", "telemetry.trace_ratio"),
             ("[samples]\nmax_samples = 0", "samples.max_samples"),
             ("[[data]]\nfile = \"x.csv\"", "file"),
         ] {

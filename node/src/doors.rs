@@ -15,6 +15,7 @@ use fedge_proto::tls::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::calls::{CallLayer, Traces};
 use crate::config::Config;
 use crate::http;
 use crate::inference::rest::{self, Rest};
@@ -72,12 +73,14 @@ impl Doors {
         self,
         services: Services,
         identity: Option<&Identity>,
+        traces: Traces,
         stop: &CancellationToken,
     ) -> Result<(tokio::task::JoinHandle<Result<(), tonic::transport::Error>>, OnRenewal), RunError> {
         let anonymous = match identity {
             Some(_) => AnonymousCallers::EnrolmentOnly,
             None => AnonymousCallers::LocalInference,
         };
+        let calls = CallLayer::new(traces);
         let mut renewals: Vec<OnRenewal> = Vec::new();
         if let Some(listener) = self.metrics {
             let router = metrics_router(services.inference.clone());
@@ -93,11 +96,12 @@ impl Doors {
             let (accepted, renewed) = accept(listener, identity, &[b"h2", b"http/1.1"])?;
             renewals.push(renewed);
             let peer = |connection: &Connection| Some(connection.peer().clone());
-            tokio::spawn(http::serve(accepted, rest::router(rest), peer, stop.clone()));
+            tokio::spawn(http::serve(accepted, rest::router(rest).layer(calls.clone()), peer, stop.clone()));
         }
         let (accepted, renewed) = accept(self.grpc, identity, &[b"h2"])?;
         renewals.push(renewed);
-        let router = server::router(services, anonymous, stop).map_err(|e| RunError::Reflection(e.to_string()))?;
+        let router =
+            server::router(services, anonymous, calls, stop).map_err(|e| RunError::Reflection(e.to_string()))?;
         let server = tokio::spawn(router.serve_with_incoming_shutdown(accepted, stop.clone().cancelled_owned()));
         let renewed = move |identity: &Identity| renewals.iter_mut().for_each(|renewed| renewed(identity));
         Ok((server, Box::new(renewed)))

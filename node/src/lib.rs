@@ -1,6 +1,7 @@
 //! The edge: serves a quantized model, keeps samples, trains locally, takes part in rounds.
 //! Aggregation and everything that decides about a fleet live in the coordinator.
 
+pub mod calls;
 pub mod centralized;
 pub mod config;
 pub mod doors;

@@ -11,6 +11,7 @@ use fedge_proto::identity::{Identity, IdentityDirectory, IdentityError, Role, Sh
 use fedge_proto::tls::{ConnectError, TlsError, connect_lazy};
 use tokio_util::sync::CancellationToken;
 
+use crate::calls::{TraceError, Traces};
 use crate::config::{Config, ConfigError, KeepChoice};
 use crate::doors::{Addresses, Doors};
 use crate::federation::download::{DownloadError, Downloads};
@@ -96,6 +97,9 @@ pub enum RunError {
     /// The model repository.
     #[error("{0}")]
     Models(String),
+    /// Where traces go.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// The server's description of itself.
     #[error("server reflection: {0}")]
     Reflection(String),
@@ -149,7 +153,8 @@ pub async fn run(
     let inference = Inference::new(repository.clone(), Some(samples.clone()), options.keep, options.limits);
     let services = Services { inference, library: None, samples: Some(samples.clone()), options };
     let shown = (!config.inference.plaintext).then_some(&identity);
-    let (server, renewed) = doors.open(services, shown, &stop)?;
+    let traces = traces(&config, Some(&identity))?;
+    let (server, renewed) = doors.open(services, shown, traces.clone(), &stop)?;
     let renewal = tokio::spawn(renewal::keep_renewed(directory, shared.clone(), renewed, stop.clone()));
 
     let status_file = StatusFile::of(folder);
@@ -178,6 +183,7 @@ pub async fn run(
     let served = tokio::time::timeout(DRAIN, server).await;
     let _ = renewal.await;
     samples.close().await;
+    let _ = tokio::task::spawn_blocking(move || traces.finish()).await;
     status_file.remove();
     match served {
         Ok(Ok(result)) => result.map_err(RunError::Serve),
@@ -236,6 +242,12 @@ fn service_options(config: &Config) -> ServiceOptions {
         },
         ..ServiceOptions::default()
     }
+}
+
+/// Where the configuration sends traces of the node with this identity, or of one without.
+pub(crate) fn traces(config: &Config, identity: Option<&Identity>) -> Result<Traces, TraceError> {
+    let instance = identity.map_or_else(|| std::process::id().to_string(), |identity| identity.id().to_string());
+    Traces::to(&config.telemetry.otlp_endpoint, config.telemetry.trace_ratio, &instance)
 }
 
 /// How models run where nothing says otherwise.

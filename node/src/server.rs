@@ -10,6 +10,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
 
+use crate::calls::CallLayer;
 use crate::inference::{Inference, InferenceService, Library, ServiceOptions, health};
 use crate::samples::{self, SampleStore};
 
@@ -29,6 +30,9 @@ pub struct Services {
     pub options: ServiceOptions,
 }
 
+/// What every call passes: it is named, then it is admitted.
+pub type Layers = Stack<AuthorizationLayer, Stack<CallLayer, Identity>>;
+
 /// All of a node's services behind the authorization table. Health follows the models until `stop`.
 ///
 /// # Errors
@@ -36,8 +40,9 @@ pub struct Services {
 pub fn router(
     services: Services,
     anonymous: AnonymousCallers,
+    calls: CallLayer,
     stop: &CancellationToken,
-) -> Result<Router<Stack<AuthorizationLayer, Identity>>, tonic_reflection::server::Error> {
+) -> Result<Router<Layers>, tonic_reflection::server::Error> {
     let repository = Arc::clone(services.inference.repository());
     let (health, following) = health::health(Arc::clone(&repository));
     tokio::spawn(stop.clone().run_until_cancelled_owned(following));
@@ -52,6 +57,7 @@ pub fn router(
         .http2_max_pending_accept_reset_streams(Some(20))
         // An open connection outlives its certificate otherwise; calls in flight end in peace.
         .max_connection_age(CONNECTION_AGE)
+        .layer(calls)
         .layer(AuthorizationLayer::new(anonymous))
         .add_service(inference.into_server())
         .add_service(health)

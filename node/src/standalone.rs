@@ -12,7 +12,7 @@ use crate::doors::{Addresses, Doors};
 use crate::federation::renewal;
 use crate::inference::library::LibraryError;
 use crate::inference::{Inference, KeepPolicy, Library, LibraryOptions, ModelRepository, ServiceOptions};
-use crate::run::{DRAIN, RunError, executor_options, identity_directory, usable_identity};
+use crate::run::{DRAIN, RunError, executor_options, identity_directory, traces, usable_identity};
 use crate::server::Services;
 
 /// What a standalone node serves, and where.
@@ -56,7 +56,8 @@ pub async fn run(
     let options = ServiceOptions { keep: KeepPolicy::Off, ..ServiceOptions::default() };
     let inference = Inference::new(repository, None, options.keep, options.limits);
     let services = Services { inference, library: Some(Arc::clone(&library)), samples: None, options };
-    let (server, renewed) = doors.open(services, identity.as_ref(), &stop)?;
+    let traces = traces(&config, identity.as_ref())?;
+    let (server, renewed) = doors.open(services, identity.as_ref(), traces.clone(), &stop)?;
     let renewal = identity.map(|identity| {
         tokio::spawn(renewal::keep_renewed(directory, SharedIdentity::new(identity), renewed, stop.clone()))
     });
@@ -74,6 +75,7 @@ pub async fn run(
     if let Some(renewal) = renewal {
         let _ = renewal.await;
     }
+    let _ = tokio::task::spawn_blocking(move || traces.finish()).await;
     match served {
         Ok(Ok(result)) => result.map_err(RunError::Serve),
         // Callers that did not end in time are cut off.

@@ -2,9 +2,10 @@
 //! Messages are made in `convert` and `rest`; codes of errors are listed here, in one place.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fedge_models::ElementType;
+use opentelemetry::KeyValue;
 use prost::bytes::Bytes;
 use tonic::Status;
 
@@ -14,7 +15,8 @@ use super::keep::{KeepPolicy, Keeper};
 use super::repository::{LookupError, ModelRepository};
 use super::request::{self, InferRequest, Inputs, OutputForm, Refused, RequestLimits, TensorData};
 use super::serving::Serving;
-use super::statistics::Failure;
+use super::statistics::{Failure, Stages};
+use crate::calls::Call;
 use crate::samples::{SampleId, SampleStore};
 
 /// Answers requests for the models of a repository.
@@ -127,7 +129,11 @@ impl Inference {
             _ => None,
         };
         done.stages.output += formatted.elapsed();
-        statistics.answered(came.elapsed(), &done.stages);
+        let total = came.elapsed();
+        statistics.answered(total, &done.stages);
+        if let Some(call) = &request.call {
+            trace(call, &serving, rows, total, &done.stages);
+        }
         counted.failure = None;
         drop(counted);
         Ok(Answer { serving, id: request.id, outputs, sample_id })
@@ -141,6 +147,32 @@ impl Inference {
             return None;
         }
         samples.try_keep_pending(&serving.manifest().name, input)
+    }
+}
+
+/// Says in the call's span what answered it, and adds its stages as children: they follow each other up to now.
+fn trace(call: &Call, serving: &Serving, rows: usize, total: Duration, stages: &Stages) {
+    let manifest = serving.manifest();
+    call.describe(|| {
+        [
+            KeyValue::new("fedge.model.name", manifest.name.clone()),
+            KeyValue::new("fedge.model.version", i64::try_from(manifest.number).unwrap_or(i64::MAX)),
+            KeyValue::new("fedge.model.digest", manifest.digest.to_string()),
+            KeyValue::new("fedge.model.precision", serving.precision().name()),
+            KeyValue::new("fedge.batch.rows", i64::try_from(rows).unwrap_or(i64::MAX)),
+        ]
+    });
+    let known = stages.queue + stages.input + stages.infer + stages.output;
+    // What is left was spent on looking up and checking, before the queue.
+    let mut ago = known.min(total);
+    for (name, lasted) in [
+        ("queue", stages.queue),
+        ("compute_input", stages.input),
+        ("compute_infer", stages.infer),
+        ("compute_output", stages.output),
+    ] {
+        ago = ago.saturating_sub(lasted);
+        call.stage(name, ago, lasted);
     }
 }
 

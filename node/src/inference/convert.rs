@@ -51,6 +51,7 @@ pub fn request(message: ModelInferRequest) -> Result<InferRequest, Refused> {
         version: message.model_version,
         id: message.id,
         caller: None,
+        call: None,
         inputs,
         outputs,
     })

@@ -7,6 +7,8 @@ use fedge_models::{ElementType, TensorSignature};
 use fedge_proto::identity::SpiffeId;
 use prost::bytes::Bytes;
 
+use crate::calls::Call;
+
 /// How large a request may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestLimits {
@@ -29,7 +31,7 @@ impl Default for RequestLimits {
 pub struct Refused(pub(super) String);
 
 /// A request as it came: nothing of it is checked but its form.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct InferRequest {
     /// The model's name.
     pub model: String,
@@ -39,6 +41,8 @@ pub struct InferRequest {
     pub id: String,
     /// Who asks; none on a plaintext port of loopback.
     pub caller: Option<SpiffeId>,
+    /// What is known of the call that it came by.
+    pub call: Option<Call>,
     /// Longest time in the queue.
     pub timeout: Option<Duration>,
     /// 1 is the most urgent; 0: the model's default.

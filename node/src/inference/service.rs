@@ -15,7 +15,7 @@ use fedge_proto::inference::{
 };
 use tokio_stream::{Stream, StreamExt};
 use tonic::codec::CompressionEncoding;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::answer::{InferError, Inference};
 use super::keep::KeepPolicy;
@@ -23,6 +23,7 @@ use super::library::{Library, LibraryError};
 use super::repository::{LookupError, ModelRepository};
 use super::request::{InferRequest, RequestLimits};
 use super::{convert, describe};
+use crate::calls::Call;
 use crate::samples::SampleStore;
 
 /// How the service works.
@@ -130,8 +131,8 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let compressed = request.metadata().contains_key("grpc-encoding");
-        let caller = request.extensions().get::<SpiffeId>().cloned();
-        let mut response = Response::new(answer(&self.inference, request.into_inner(), caller).await?);
+        let who = Who::of(request.extensions());
+        let mut response = Response::new(answer(&self.inference, request.into_inner(), who).await?);
         if !compressed {
             // Many clients announce that they could read gzip; only those that send it are on a link where it pays.
             response.disable_compression();
@@ -145,14 +146,14 @@ impl GrpcInferenceService for InferenceService {
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let inference = self.inference.clone();
         let compressed = request.metadata().contains_key("grpc-encoding");
-        let caller = request.extensions().get::<SpiffeId>().cloned();
+        let who = Who::of(request.extensions());
         // One request of a stream at a time: its answers come in order, and a slow reader holds back its own requests alone.
         let replies = request.into_inner().then(move |message| {
-            let (inference, caller) = (inference.clone(), caller.clone());
+            let (inference, who) = (inference.clone(), who.clone());
             async move {
                 let message = message?;
                 let id = message.id.clone();
-                Ok(match answer(&inference, message, caller).await {
+                Ok(match answer(&inference, message, who).await {
                     Ok(response) => {
                         ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
                     }
@@ -252,12 +253,22 @@ impl InferenceService {
     }
 }
 
-async fn answer(
-    inference: &Inference,
-    message: ModelInferRequest,
+/// Who asks, by which call.
+#[derive(Clone)]
+struct Who {
     caller: Option<SpiffeId>,
-) -> Result<ModelInferResponse, Status> {
-    let request = InferRequest { caller, ..convert::request(message).map_err(InferError::from)? };
+    call: Option<Call>,
+}
+
+impl Who {
+    fn of(extensions: &Extensions) -> Who {
+        Who { caller: extensions.get().cloned(), call: extensions.get().cloned() }
+    }
+}
+
+async fn answer(inference: &Inference, message: ModelInferRequest, who: Who) -> Result<ModelInferResponse, Status> {
+    let Who { caller, call } = who;
+    let request = InferRequest { caller, call, ..convert::request(message).map_err(InferError::from)? };
     Ok(convert::response(inference.infer(request).await?))
 }
 

@@ -91,6 +91,7 @@ pub(super) fn request(
         version: version.to_owned(),
         id: json.id,
         caller: None,
+        call: None,
         timeout: Some(timeout).filter(|us| *us > 0).map(Duration::from_micros),
         priority,
         inputs,

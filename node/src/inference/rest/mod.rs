@@ -25,6 +25,7 @@ use super::describe;
 use super::library::Library;
 use super::repository::LookupError;
 use super::service::ServiceOptions;
+use crate::calls::ErrorText;
 
 /// Longest time that a body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(30);
@@ -86,7 +87,9 @@ struct Failed(StatusCode, String);
 
 impl axum::response::IntoResponse for Failed {
     fn into_response(self) -> Response {
-        json_response(self.0, encode::error(&self.1))
+        let mut response = json_response(self.0, encode::error(&self.1));
+        response.extensions_mut().insert(ErrorText(self.1));
+        response
     }
 }
 
@@ -197,6 +200,7 @@ async fn infer(State(rest): State<Rest>, path: Version, request: Request) -> Rep
     let body = read(&parts.headers, body, rest.options.max_message_bytes).await?;
     let mut request = decode::request(model, version, &body, header).map_err(InferError::from)?;
     request.caller = parts.extensions.get::<Peer>().and_then(|peer| peer.identity.clone());
+    request.call = parts.extensions.get().cloned();
     let all_binary = request.outputs.is_empty() && decode::wants_binary(&body, header);
     drop(body);
     let wanted: Vec<(String, bool)> =
