@@ -1,10 +1,13 @@
 //! The node's configuration file: keys, defaults, checked ranges, and the commented file that `join` writes.
 //! What the keys do is up to the rooms that are named beside them.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::inference::library::Settings;
 
 /// Name of the file in the node's folder.
 pub const FILE_NAME: &str = "node.toml";
@@ -23,6 +26,8 @@ pub struct Config {
     pub samples: Samples,
     /// Traces of requests.
     pub telemetry: Telemetry,
+    /// How single models of the fleet are served, by name.
+    pub model: BTreeMap<String, Settings>,
     /// Files of labelled samples, read at start; what was read before is not counted twice.
     pub data: Vec<DataFile>,
 }
@@ -141,6 +146,16 @@ pub struct DataFile {
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// A setting of a model that can't be.
+    #[error("[model.{name}] {key}: {problem}")]
+    Model {
+        /// The model.
+        name: String,
+        /// The key.
+        key: &'static str,
+        /// What is allowed.
+        problem: &'static str,
+    },
     /// Not readable.
     #[error("cannot read {}: {source}", path.display())]
     Read {
@@ -209,6 +224,13 @@ impl Config {
         }
         if !(0.0..=1.0).contains(&self.telemetry.trace_ratio) {
             return refuse("telemetry.trace_ratio", &self.telemetry.trace_ratio, "a share, 0 to 1");
+        }
+        for (name, settings) in &self.model {
+            settings.check_of_fleet().map_err(|(key, problem)| ConfigError::Model {
+                name: name.clone(),
+                key,
+                problem,
+            })?;
         }
         if samples.max_samples == 0 {
             return refuse("samples.max_samples", &samples.max_samples, "at least 1");
@@ -298,6 +320,12 @@ impl Config {
              max_pending = {}\n\
              pending_ttl_s = {}\n\
              \n\
+             # Who may ask a model, and how its requests are queued; all keys of a standalone node's model.toml but those that\n\
+             # come with each version.\n\
+             # [model.digits]\n\
+             # clients = [\"till-3\"]\n\
+             # max_batch_size = 32\n\
+             \n\
              # Files of labelled samples (.csv, .npz), read at start. `model` may be left out.\n\
              # [[data]]\n\
              # model = \"digits\"\n\
@@ -352,6 +380,8 @@ mod tests {
             ("[metrics]\nlisten = \"8002\"", "metrics.listen"),
             ("[training]\nthreads = 0", "training.threads"),
             ("[telemetry]\ntrace_ratio = 2.0", "telemetry.trace_ratio"),
+            ("[model.digits]\nlabels = [\"0\"]", "[model.digits] labels"),
+            ("[model.digits]\nmax_batch_size = 0", "max_batch_size"),
             ("[samples]\nmax_samples = 0", "samples.max_samples"),
             ("[[data]]\nfile = \"x.csv\"", "file"),
         ] {

@@ -136,7 +136,11 @@ pub async fn run(
     let addresses = doors.addresses;
     let bound = addresses.grpc;
 
-    let repository = Arc::new(ModelRepository::with_options(executor_options(&config)));
+    let mut repository = ModelRepository::with_options(executor_options(&config));
+    for (name, settings) in &config.model {
+        repository.foresee(name, settings.options(&executor_options(&config)));
+    }
+    let repository = Arc::new(repository);
     let downloads = Arc::new(Downloads::open(folder.join("incoming"))?);
     let shelf = Shelf::new(folder.join("models"), downloads.clone(), KEPT_VERSIONS);
     let versions = Arc::new(Versions::new(shelf, repository.clone(), samples.clone(), config.data.clone()));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fedge_proto::identity::SharedIdentity;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::doors::{Addresses, Doors};
 use crate::federation::renewal;
 use crate::inference::library::LibraryError;
@@ -37,6 +37,14 @@ pub async fn run(
     ready: impl FnOnce(Addresses),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RunError> {
+    if let Some(name) = config.model.keys().next() {
+        return Err(ConfigError::Model {
+            name: name.clone(),
+            key: "all",
+            problem: "of a standalone node is in the model repository: MODEL/model.toml",
+        }
+        .into());
+    }
     let doors = Doors::bind(&config).await?;
     let addresses = doors.addresses;
     let stop = CancellationToken::new();

@@ -2,6 +2,7 @@
 //! No model, no training and no round logic lives here: both sides only meet in this crate.
 
 pub mod authorization;
+pub mod codec;
 pub mod identity;
 pub mod model_delta;
 mod planes;

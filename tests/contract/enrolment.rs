@@ -340,3 +340,24 @@ async fn a_running_process_gets_its_renewed_identity() {
     assert!(!shared.current().expired(coordinator.now));
     task.abort();
 }
+
+#[tokio::test]
+async fn a_certificate_that_somebody_puts_there_is_used_within_seconds() {
+    let coordinator = Coordinator::start().await;
+    let by_hand = coordinator.issued_ago(Duration::ZERO).load().expect("identity");
+    let directory = coordinator.issued_ago(Duration::ZERO);
+    let shared = SharedIdentity::new(directory.load().expect("identity"));
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let path = directory.path().to_owned();
+    let task = tokio::spawn(keep_renewed(
+        directory,
+        shared.clone(),
+        move |identity| told.send(identity.fingerprint()).expect("the test listens"),
+        tokio_util::sync::CancellationToken::new(),
+    ));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    IdentityDirectory::new(path).replace_identity(&by_hand).expect("written");
+    let used = tokio::time::timeout(Duration::from_secs(20), heard.recv()).await.expect("soon").expect("renewed");
+    assert_eq!((used, shared.current().fingerprint()), (by_hand.fingerprint(), by_hand.fingerprint()));
+    task.abort();
+}

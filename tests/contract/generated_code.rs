@@ -30,6 +30,7 @@ fn checked_in_code_equals_what_the_protos_generate() {
     let scratch = tempfile::tempdir().expect("temporary folder");
     let descriptors = protox::compile(PROTOS, [&folder]).expect("the protos compile");
     tonic_prost_build::configure()
+        .codec_path("crate::codec::BoundedCodec")
         .btree_map(".")
         .bytes(".fedge.model.v1.Chunk.data")
         .bytes(".inference")

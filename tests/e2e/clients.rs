@@ -6,7 +6,8 @@ use std::process::Command;
 
 use crate::harness::{Coordinator, Node, digits, every, fedge, json, project, run, succeed, text, wait_for};
 
-const PACKAGES: [&str; 3] = ["tritonclient[grpc,http]==2.73.0", "onnxruntime==1.32.0", "numpy"];
+const PACKAGES: [&str; 4] =
+    ["tritonclient[grpc,http]==2.73.0", "onnxruntime==1.32.0", "opentelemetry-proto==1.45.2", "numpy"];
 
 /// Python with the stock clients; none where the machine can't have it (a failure when FEDGE_REQUIRE_PYTHON is set).
 pub fn python() -> Option<PathBuf> {
@@ -28,7 +29,7 @@ fn make_environment() -> Result<PathBuf, String> {
         let python = folder.join("bin/python");
         let works = |python: &Path| {
             let check = Command::new(python)
-                .args(["-c", "import tritonclient.grpc, tritonclient.http, onnxruntime, numpy"])
+                .args(["-c", "import tritonclient.grpc, tritonclient.http, onnxruntime, opentelemetry.proto, numpy"])
                 .output();
             check.is_ok_and(|o| o.status.success())
         };

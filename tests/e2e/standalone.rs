@@ -68,6 +68,10 @@ fn put(root: &Path, model: &str, version: &str, onnx: &[u8]) -> PathBuf {
 
 impl Standalone {
     fn start() -> Standalone {
+        Standalone::start_with(|_| {})
+    }
+
+    fn start_with(more: impl FnOnce(&mut Command)) -> Standalone {
         let folder = tempfile::tempdir().expect("folder");
         let root = folder.path().join("models");
         put(&root, "digits", "1", &digits(1.0));
@@ -84,6 +88,7 @@ impl Standalone {
             .args(["node", "run", "--standalone", "--plaintext", "--poll-ms", "100", "--model-repository"])
             .arg(&root);
         command.args(["--grpc", &grpc, "--http", &http, "--metrics", &metrics]);
+        more(&mut command);
         let process = Process::start(&mut command, folder.path().join("node.log"));
         Standalone { folder, grpc, http, metrics, process }
     }
@@ -108,6 +113,28 @@ fn stock_tritonclient_gets_every_row_of_the_semantics_from_a_standalone_node() {
     check.arg(project("tests/parity/serving_check.py")).args([&node.grpc, &node.http, &node.metrics]);
     let output = run(&mut check);
     assert!(output.status.success(), "{}\n{}\n{}", text(&output.stdout), text(&output.stderr), node.process.log());
+}
+
+#[test]
+fn a_collector_gets_the_spans_of_traced_requests_and_the_log_names_their_ids() {
+    let Some(python) = python() else { return };
+    let [port] = free_ports::<1>();
+    let collector = format!("127.0.0.1:{port}");
+    let node = Standalone::start_with(|command| {
+        command.args(["--otlp-endpoint", &format!("http://{collector}"), "--trace-ratio", "0"]);
+        command.env("FEDGE_LOG_FORMAT", "json").env("OTEL_BSP_SCHEDULE_DELAY", "200");
+    });
+    let mut check = Command::new(python);
+    check.arg(project("tests/parity/otlp_check.py")).args([&collector, &node.grpc, &node.http]);
+    let output = run(&mut check);
+    assert!(output.status.success(), "{}\n{}\n{}", text(&output.stdout), text(&output.stderr), node.process.log());
+    let log = node.process.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let refused: Vec<_> = lines.filter(|line| line["request_id"] == "order-66").collect();
+    let [line] = &refused[..] else { panic!("one line for the refused request: {log}") };
+    assert_eq!((&line["code"], &line["message"]), (&"InvalidArgument".into(), &"call refused".into()), "{line}");
+    assert_eq!(line["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736", "{line}");
+    assert!(line["problem"].as_str().is_some_and(|problem| problem.contains("pixels")), "{line}");
 }
 
 #[test]
@@ -155,6 +182,12 @@ fn curl_is_client_enough() {
         let error = answer["error"].as_str().expect("an error");
         assert!(code == 400 && error.contains(expected), "{code} {error}");
     }
+    // A page in a browser on this machine is no client of a port without certificates.
+    for header in ["Origin: https://example.org", "Host: example.org:8000"] {
+        let (code, answer) = node.curl("/v2/repository/models/digits/unload", &["--header", header, "--data", ""]);
+        assert!(code == 403 && answer.contains("web pages"), "{header}: {code} {answer}");
+    }
+    assert_eq!(node.curl("/v2/models/digits/ready", &["--header", "Host: localhost:8000"]).0, 200);
     let large = node.folder.path().join("large");
     std::fs::write(&large, vec![b' '; 17 << 20]).expect("a large file");
     let (code, answer) = node.curl("/v2/models/pair/infer", &["--data-binary", &format!("@{}", large.display())]);

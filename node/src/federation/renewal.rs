@@ -1,7 +1,7 @@
 //! Keeping an identity alive: a new certificate at half of its life, and up to 30 days after its end.
 //! The first certificate comes from `enrol`.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fedge_proto::enrolment::RenewRequest;
 use fedge_proto::enrolment::enrolment_client::EnrolmentClient;
@@ -16,8 +16,10 @@ use tracing::{debug, error, info, warn};
 
 use super::enrol::{REPLY_MAX, accept, call, is_transient};
 
-/// The directory is read again at least this often: somebody may have joined anew, or the clock may have jumped.
+/// The directory is read again at least this often: the clock may have jumped.
 const LONGEST_SLEEP: Duration = Duration::from_secs(15 * 60);
+/// How soon files that somebody else wrote there are seen.
+const LOOK: Duration = Duration::from_secs(2);
 const FIRST_RETRY: Duration = Duration::from_secs(15);
 /// A fleet that was switched on together shall not renew together: up to this part of a life later.
 const JITTER_DIVISOR: u32 = 10;
@@ -120,12 +122,13 @@ pub async fn keep_renewed(
     let jitter: f64 = rand::random();
     let mut retry = FIRST_RETRY;
     loop {
-        let now = SystemTime::now();
+        let (now, stamp) = (SystemTime::now(), directory.stamp());
         let pause = match attempt(&directory, now, jitter).await {
             Ok(identity) => {
                 retry = FIRST_RETRY;
                 let next = due(&identity, jitter).duration_since(now).unwrap_or(FIRST_RETRY);
-                if identity.fingerprint() != shared.current().fingerprint() {
+                let held = shared.current();
+                if identity.fingerprint() != held.fingerprint() || identity.roots() != held.roots() {
                     info!(id = %identity.id(), until = display_time(identity.not_after()), "using a new certificate");
                     shared.replace(identity.clone());
                     renewed(&identity);
@@ -146,8 +149,20 @@ pub async fn keep_renewed(
         debug!(pause_s = pause.as_secs(), "next look at the certificate");
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+            () = rest(&directory, stamp, pause) => {}
         }
+    }
+}
+
+/// Ready after `pause`, or soon after the directory's files were replaced.
+async fn rest(directory: &IdentityDirectory, stamp: [Option<(SystemTime, u64)>; 2], pause: Duration) {
+    let end = Instant::now() + pause;
+    while directory.stamp() == stamp {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(LOOK)).await;
     }
 }
 

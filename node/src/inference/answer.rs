@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fedge_models::ElementType;
+use fedge_proto::identity::SpiffeId;
 use opentelemetry::KeyValue;
 use prost::bytes::Bytes;
 use tonic::Status;
@@ -12,7 +13,7 @@ use tonic::Status;
 use super::classification::classify;
 use super::executor::ExecutorError;
 use super::keep::{KeepPolicy, Keeper};
-use super::repository::{LookupError, ModelRepository};
+use super::repository::{LookupError, ModelRepository, Slot};
 use super::request::{self, InferRequest, Inputs, OutputForm, Refused, RequestLimits, TensorData};
 use super::serving::Serving;
 use super::statistics::{Failure, Stages};
@@ -101,17 +102,41 @@ impl Inference {
         &self.repository
     }
 
+    /// The version of a model, for a caller who asks about it. `version` is empty for the highest ready one.
+    ///
+    /// # Errors
+    /// Not served, or not for this caller.
+    pub fn lookup(&self, name: &str, version: &str, caller: Option<&SpiffeId>) -> Result<Arc<Serving>, InferError> {
+        self.find(name, version, caller).map(|(_, serving)| serving)
+    }
+
+    /// All served versions of the models that this caller may ask about.
+    pub fn served(&self, caller: Option<&SpiffeId>) -> Vec<Arc<Serving>> {
+        let names = self.repository.names().into_iter().filter(|name| self.repository.admits(name, caller));
+        names.flat_map(|name| self.repository.versions(&name)).collect()
+    }
+
+    fn find(
+        &self,
+        name: &str,
+        version: &str,
+        caller: Option<&SpiffeId>,
+    ) -> Result<(Arc<Slot>, Arc<Serving>), InferError> {
+        let (slot, serving) = self.repository.find(name, version)?;
+        if slot.admits(caller) {
+            return Ok((slot, serving));
+        }
+        let caller = caller.map(ToString::to_string).unwrap_or_default();
+        Err(InferError::Denied { model: name.to_owned(), caller })
+    }
+
     /// Answers a request.
     ///
     /// # Errors
     /// [`InferError`].
     pub async fn infer(&self, request: InferRequest) -> Result<Answer, InferError> {
         let came = Instant::now();
-        let (slot, serving) = self.repository.find(&request.model, &request.version)?;
-        if !slot.admits(request.caller.as_ref()) {
-            let caller = request.caller.map(|caller| caller.to_string()).unwrap_or_default();
-            return Err(InferError::Denied { model: request.model, caller });
-        }
+        let (slot, serving) = self.find(&request.model, &request.version, request.caller.as_ref())?;
         let statistics = serving.statistics();
         // Counts a request whose future is dropped before its answer.
         let mut counted = Counted { serving: &serving, came, failure: Some(Failure::Canceled) };

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use fedge_models::{ElementType, TensorSignature};
 use fedge_proto::inference::model_config::SchedulingChoice;
 use fedge_proto::inference::model_metadata_response::TensorMetadata;
-use fedge_proto::inference::model_version_policy::{Latest, PolicyChoice};
+use fedge_proto::inference::model_version_policy::{All, Latest, PolicyChoice, Specific};
 use fedge_proto::inference::repository_index_response::ModelIndex;
 use fedge_proto::inference::{
     DataType, InferBatchStatistics, InferStatistics, ModelConfig, ModelDynamicBatching, ModelInput, ModelInstanceGroup,
@@ -15,10 +15,11 @@ use fedge_proto::inference::{
 };
 
 use super::executor::ExecutorOptions;
-use super::repository::IndexEntry;
+use super::repository::{IndexEntry, ModelOptions};
 use super::request::wire_dims;
 use super::serving::Serving;
 use super::statistics::Timer;
+use super::version_policy::VersionPolicy;
 
 /// What answers, as the protocol's `platform`.
 pub const PLATFORM: &str = "onnx_tract";
@@ -64,7 +65,7 @@ pub fn properties(serving: &Serving) -> BTreeMap<String, String> {
 }
 
 /// The configuration as clients of other servers read it. `max_batch` is the most samples of a request.
-pub fn config(serving: &Serving, options: &ExecutorOptions, max_batch: usize) -> ModelConfig {
+pub fn config(serving: &Serving, options: &ModelOptions, max_batch: usize) -> ModelConfig {
     let contract = serving.contract();
     let dims = |signature: &TensorSignature| {
         wire_dims(signature, contract.batched).into_iter().skip(usize::from(contract.batched)).collect()
@@ -87,21 +88,31 @@ pub fn config(serving: &Serving, options: &ExecutorOptions, max_batch: usize) ->
         name: manifest.name.clone(),
         platform: PLATFORM.to_owned(),
         backend: "tract".to_owned(),
-        version_policy: Some(ModelVersionPolicy {
-            policy_choice: Some(PolicyChoice::Latest(Latest { num_versions: 1 })),
-        }),
+        version_policy: Some(ModelVersionPolicy { policy_choice: Some(policy(&options.version_policy)) }),
         max_batch_size: if contract.batched { i32::try_from(max_batch).unwrap_or(i32::MAX) } else { 0 },
         input: contract.inputs.iter().map(input).collect(),
         output: contract.outputs.iter().map(output).collect(),
         instance_group: vec![ModelInstanceGroup {
             name: manifest.name.clone(),
-            count: i32::try_from(options.threads).unwrap_or(i32::MAX),
+            count: i32::try_from(options.executor.threads).unwrap_or(i32::MAX),
             kind: model_instance_group::Kind::Cpu.into(),
         }],
         default_model_filename: "model.onnx".to_owned(),
         parameters: parameters.collect(),
         model_transaction_policy: Some(ModelTransactionPolicy { decoupled: false }),
-        scheduling_choice: contract.batched.then(|| SchedulingChoice::DynamicBatching(batching(options))),
+        scheduling_choice: contract.batched.then(|| SchedulingChoice::DynamicBatching(batching(&options.executor))),
+    }
+}
+
+fn policy(policy: &VersionPolicy) -> PolicyChoice {
+    match policy {
+        VersionPolicy::Latest(count) => {
+            PolicyChoice::Latest(Latest { num_versions: u32::try_from(*count).unwrap_or(u32::MAX) })
+        }
+        VersionPolicy::All(_) => PolicyChoice::All(All {}),
+        VersionPolicy::Specific(numbers) => PolicyChoice::Specific(Specific {
+            versions: numbers.iter().map(|&number| i64::try_from(number).unwrap_or(i64::MAX)).collect(),
+        }),
     }
 }
 

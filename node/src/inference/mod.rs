@@ -28,6 +28,7 @@ mod swap_tests;
 mod tensor_engine;
 #[cfg(test)]
 pub(crate) mod test_fixtures;
+pub mod version_policy;
 
 pub use answer::Inference;
 pub use batching::BatchingOptions;
@@ -38,7 +39,8 @@ pub use keep::KeepPolicy;
 pub use library::{Library, LibraryOptions};
 pub use measure::{Measurement, Runnable, on_threads};
 pub use prepare::{PrepareError, PrepareOptions, prepare};
-pub use repository::{LookupError, ModelRepository};
+pub use repository::{LookupError, ModelOptions, ModelRepository};
 pub use request::RequestLimits;
 pub use service::{InferenceService, ServiceOptions, service};
 pub use serving::{Answer, Precision, Serving};
+pub use version_policy::VersionPolicy;

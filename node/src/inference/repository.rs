@@ -12,12 +12,16 @@ use tokio::sync::watch;
 use super::Serving;
 use super::executor::{Executor, ExecutorOptions};
 use super::request::shorten;
+use super::version_policy::VersionPolicy;
 
 /// The models that a node serves, one or more versions of each.
 #[derive(Debug)]
 pub struct ModelRepository {
     slots: RwLock<BTreeMap<String, Arc<Slot>>>,
+    /// Of models that have none of their own.
     options: ExecutorOptions,
+    /// Of models that may come.
+    own: BTreeMap<String, ModelOptions>,
     changed: watch::Sender<u64>,
 }
 
@@ -27,10 +31,20 @@ pub struct Slot {
     /// Ascending; empty while none is ready.
     versions: ArcSwap<Vec<Arc<Serving>>>,
     executor: Executor,
-    /// Names of the clients that may ask it; `None`: all.
-    clients: Option<BTreeSet<String>>,
+    options: ModelOptions,
     swaps: AtomicU64,
     problems: Mutex<BTreeMap<u64, String>>,
+}
+
+/// How one model is served.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelOptions {
+    /// How its requests are run.
+    pub executor: ExecutorOptions,
+    /// Names of the clients that may ask it; `None`: all.
+    pub clients: Option<BTreeSet<String>>,
+    /// Which of its versions are served.
+    pub version_policy: VersionPolicy,
 }
 
 /// A model or version that is not served.
@@ -96,7 +110,12 @@ impl ModelRepository {
 
     /// As [`ModelRepository::new`]; models run with these options unless they have others.
     pub fn with_options(options: ExecutorOptions) -> ModelRepository {
-        ModelRepository { slots: RwLock::default(), options, changed: watch::Sender::new(0) }
+        ModelRepository { slots: RwLock::default(), options, own: BTreeMap::new(), changed: watch::Sender::new(0) }
+    }
+
+    /// A model of this name, should one come, has these options.
+    pub fn foresee(&mut self, name: &str, options: ModelOptions) {
+        self.own.insert(name.to_owned(), options);
     }
 
     /// Makes a model known before its first version is ready: until then the server as a whole is not ready.
@@ -104,16 +123,21 @@ impl ModelRepository {
         self.slot_or_new(name);
     }
 
-    /// Makes a model known with options of its own, and the clients that may ask it (`None`: all). A known one gets them
-    /// together with a new queue; requests in the old one are still answered.
-    pub fn configure(&self, name: &str, options: ExecutorOptions, clients: Option<BTreeSet<String>>) {
+    /// Makes a model known with options of its own. A known one gets them together with a new queue; requests in the old
+    /// one are still answered.
+    pub fn configure(&self, name: &str, options: ModelOptions) {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let versions = match slots.get(name) {
-            Some(slot) if *slot.executor.options() == options && slot.clients == clients => return,
-            Some(slot) => slot.versions.load_full(),
-            None => Arc::default(),
+        let slot = match slots.get(name) {
+            Some(slot) if slot.options == options => return,
+            Some(old) => Slot {
+                versions: ArcSwap::new(old.versions.load_full()),
+                swaps: AtomicU64::new(old.swaps.load(Ordering::Relaxed)),
+                problems: Mutex::new(old.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+                ..Slot::new(options)
+            },
+            None => Slot::new(options),
         };
-        slots.insert(name.to_owned(), Arc::new(Slot { clients, ..Slot::new(options, versions) }));
+        slots.insert(name.to_owned(), Arc::new(slot));
     }
 
     /// Serves this version alone from now on and gives the newest one before it. Requests that run finish on the old one.
@@ -195,9 +219,14 @@ impl ModelRepository {
         self.slot(name).map_or(0, |slot| slot.executor.waiting())
     }
 
-    /// How a model's requests are run.
-    pub fn executor_options(&self, name: &str) -> Option<ExecutorOptions> {
-        self.slot(name).map(|slot| slot.executor.options().clone())
+    /// How a model is served.
+    pub fn options(&self, name: &str) -> Option<ModelOptions> {
+        self.slot(name).map(|slot| slot.options.clone())
+    }
+
+    /// Whether this caller may ask the model; what is not known is nobody's secret.
+    pub fn admits(&self, name: &str, caller: Option<&SpiffeId>) -> bool {
+        self.slot(name).is_none_or(|slot| slot.admits(caller))
     }
 
     /// All known models, sorted.
@@ -249,17 +278,20 @@ impl ModelRepository {
 
     fn slot_or_new(&self, name: &str) -> Arc<Slot> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Slot::new(self.options.clone(), Arc::default()));
+        let new = || {
+            let otherwise = || ModelOptions { executor: self.options.clone(), ..ModelOptions::default() };
+            Arc::new(Slot::new(self.own.get(name).cloned().unwrap_or_else(otherwise)))
+        };
         Arc::clone(slots.entry(name.to_owned()).or_insert_with(new))
     }
 }
 
 impl Slot {
-    fn new(options: ExecutorOptions, versions: Arc<Vec<Arc<Serving>>>) -> Slot {
+    fn new(options: ModelOptions) -> Slot {
         Slot {
-            versions: ArcSwap::new(versions),
-            executor: Executor::new(options),
-            clients: None,
+            versions: ArcSwap::default(),
+            executor: Executor::new(options.executor.clone()),
+            options,
             swaps: AtomicU64::default(),
             problems: Mutex::default(),
         }
@@ -268,7 +300,7 @@ impl Slot {
     /// Whether this caller may ask the model. Operators always may; callers without an identity only reach ports that
     /// serve everybody on the machine.
     pub(super) fn admits(&self, caller: Option<&SpiffeId>) -> bool {
-        match (&self.clients, caller) {
+        match (&self.options.clients, caller) {
             (Some(clients), Some(caller)) if caller.role() == Role::Client => clients.contains(caller.id()),
             _ => true,
         }

@@ -122,8 +122,8 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
-        let request = request.into_inner();
-        let serving = self.repository().get(&request.name, &request.version)?;
+        let (caller, request) = caller_and_message(request);
+        let serving = self.inference.lookup(&request.name, &request.version, caller.as_ref())?;
         let versions = self.repository().versions(&request.name);
         let numbers: Vec<u64> = versions.iter().map(|version| version.manifest().number).collect();
         Ok(Response::new(describe::metadata(&serving, &numbers)))
@@ -176,9 +176,9 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<ModelConfigRequest>,
     ) -> Result<Response<ModelConfigResponse>, Status> {
-        let request = request.into_inner();
-        let serving = self.repository().get(&request.name, &request.version)?;
-        let options = self.repository().executor_options(&request.name).unwrap_or_default();
+        let (caller, request) = caller_and_message(request);
+        let serving = self.inference.lookup(&request.name, &request.version, caller.as_ref())?;
+        let options = self.repository().options(&request.name).unwrap_or_default();
         let config = describe::config(&serving, &options, self.options.limits.max_batch);
         Ok(Response::new(ModelConfigResponse { config: Some(config) }))
     }
@@ -187,15 +187,14 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<ModelStatisticsRequest>,
     ) -> Result<Response<ModelStatisticsResponse>, Status> {
-        let request = request.into_inner();
-        let repository = self.repository();
+        let (caller, request) = caller_and_message(request);
         let versions = match (request.name.as_str(), request.version.as_str()) {
-            ("", _) => repository.names().iter().flat_map(|name| repository.versions(name)).collect(),
+            ("", _) => self.inference.served(caller.as_ref()),
             (name, "") => {
-                repository.get(name, "")?;
-                repository.versions(name)
+                self.inference.lookup(name, "", caller.as_ref())?;
+                self.repository().versions(name)
             }
-            (name, version) => vec![repository.get(name, version)?],
+            (name, version) => vec![self.inference.lookup(name, version, caller.as_ref())?],
         };
         let model_stats = versions.iter().map(|serving| describe::statistics(serving)).collect();
         Ok(Response::new(ModelStatisticsResponse { model_stats }))
@@ -205,13 +204,14 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = caller_and_message(request);
         only_repository(&request.repository_name)?;
         let mut index = self.repository().index();
         if let Some(library) = &self.library {
-            index.extend(library.unloaded());
+            index.extend(library.unloaded().await);
         }
         index.retain(|entry| entry.ready || !request.ready);
+        index.retain(|entry| self.repository().admits(&entry.name, caller.as_ref()));
         index.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
         Ok(Response::new(RepositoryIndexResponse { models: index.into_iter().map(describe::index_entry).collect() }))
     }
@@ -251,6 +251,10 @@ impl InferenceService {
             )
         })
     }
+}
+
+fn caller_and_message<T>(request: Request<T>) -> (Option<SpiffeId>, T) {
+    (request.extensions().get().cloned(), request.into_inner())
 }
 
 /// Who asks, by which call.

@@ -4,6 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -71,6 +72,14 @@ impl IdentityDirectory {
         let roots_path = self.path.join(ROOTS_FILE);
         let roots = certificates(&roots_path, &read(&roots_path)?)?;
         Identity::new(chain, key, roots).map_err(|e| content(e.to_string()))
+    }
+
+    /// When the identity's files were last written, and their sizes: another stamp, another identity. Missing files have none.
+    pub fn stamp(&self) -> [Option<(SystemTime, u64)>; 2] {
+        [IDENTITY_FILE, ROOTS_FILE].map(|name| {
+            let metadata = std::fs::metadata(self.path.join(name)).ok()?;
+            Some((metadata.modified().ok()?, metadata.len()))
+        })
     }
 
     /// Reads where the coordinator is.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Mutex as AsyncMutex;
 
 pub use self::folder::{FoundModel, is_model_name};
-pub use self::settings::{Settings, VersionPolicy};
+pub use self::settings::Settings;
 
 use self::folder::{FileStamp, Settling};
 use super::executor::ExecutorOptions;
@@ -179,10 +179,11 @@ impl Library {
     }
 
     /// Models that are in the folder and were unloaded or never loaded.
-    pub fn unloaded(&self) -> Vec<IndexEntry> {
+    pub async fn unloaded(&self) -> Vec<IndexEntry> {
         let known = self.repository.names();
         let unloaded = locked(&self.unloaded).clone();
-        let there = folder::scan(&self.root).unwrap_or_default();
+        let root = self.root.clone();
+        let there = blocking(move || folder::scan(&root).unwrap_or_default()).await.unwrap_or_default();
         let hidden = there.into_iter().filter(|(name, _)| !known.contains(name));
         hidden
             .map(|(name, model)| {
@@ -246,7 +247,7 @@ impl Library {
             serve.extend(kept);
         }
         if !serve.is_empty() {
-            self.repository.configure(name, settings.executor(&self.options.executor), settings.clients.clone());
+            self.repository.configure(name, settings.options(&self.options.executor));
             self.repository.serve_all(name, serve);
             locked(&self.loaded).extend(stamps);
             let served: BTreeSet<u64> = self.repository.versions(name).iter().map(|s| s.manifest().number).collect();

@@ -6,17 +6,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use fedge_models::Preprocessing;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::batching::BatchingOptions;
 use super::super::executor::ExecutorOptions;
+use super::super::repository::ModelOptions;
+use super::super::version_policy::VersionPolicy;
 use super::folder::SETTINGS_FILE;
 
 /// Largest settings or labels file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// A model's settings. Unknown keys are errors.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Class names, in the order of the output.
@@ -49,35 +51,6 @@ pub struct Settings {
     pub default_priority_level: u32,
 }
 
-/// Which of the versions on disk are served.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VersionPolicy {
-    /// The highest so many.
-    Latest(usize),
-    /// All.
-    All(bool),
-    /// These.
-    Specific(Vec<u64>),
-}
-
-impl Default for VersionPolicy {
-    fn default() -> VersionPolicy {
-        VersionPolicy::Latest(1)
-    }
-}
-
-impl VersionPolicy {
-    /// The versions to serve, of those that there are (ascending).
-    pub fn choose(&self, there: &[u64]) -> Vec<u64> {
-        match self {
-            VersionPolicy::Latest(count) => there[there.len().saturating_sub((*count).max(1))..].to_vec(),
-            VersionPolicy::All(_) => there.to_vec(),
-            VersionPolicy::Specific(wanted) => there.iter().copied().filter(|number| wanted.contains(number)).collect(),
-        }
-    }
-}
-
 impl Settings {
     /// Reads `model.toml` of a model's folder, and the labels file that it names.
     ///
@@ -91,12 +64,16 @@ impl Settings {
                 read(folder, file)?.ok_or_else(|| format!("{SETTINGS_FILE}: labels_file: there is no {file:?}"))?;
             settings.labels = labels.lines().map(|line| line.trim().to_owned()).collect();
         }
-        settings.check()?;
+        settings.check().map_err(|(key, problem)| format!("{SETTINGS_FILE}: {key}: {problem}"))?;
         Ok(settings)
     }
 
-    fn check(&self) -> Result<(), String> {
-        let refused = |key: &str, problem: &str| Err(format!("{SETTINGS_FILE}: {key}: {problem}"));
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// The key, and what is allowed.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let refused = |key: &'static str, problem: &'static str| Err((key, problem));
         if self.labels.iter().any(|label| label.len() > 256) {
             return refused("labels", "at most 256 bytes each");
         }
@@ -121,8 +98,34 @@ impl Settings {
         Ok(())
     }
 
-    /// How the model's requests are run; `node` is what the node does where the model says nothing.
-    pub fn executor(&self, node: &ExecutorOptions) -> ExecutorOptions {
+    /// As [`Settings::check`], for a model of a fleet: what comes with its versions can't be set at a node.
+    ///
+    /// # Errors
+    /// The key, and what is allowed.
+    pub fn check_of_fleet(&self) -> Result<(), (&'static str, &'static str)> {
+        let given = [
+            ("labels", !self.labels.is_empty()),
+            ("labels_file", self.labels_file.is_some()),
+            ("calibration_file", self.calibration_file.is_some()),
+            ("preprocessing", self.preprocessing != Preprocessing::default()),
+            ("version_policy", self.version_policy != VersionPolicy::default()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((key, _)) => Err((key, "comes from the coordinator with each version: leave it out")),
+            None => self.check(),
+        }
+    }
+
+    /// How the model is served; `node` is what the node does where the model says nothing.
+    pub fn options(&self, node: &ExecutorOptions) -> ModelOptions {
+        ModelOptions {
+            executor: self.executor(node),
+            clients: self.clients.clone(),
+            version_policy: self.version_policy.clone(),
+        }
+    }
+
+    fn executor(&self, node: &ExecutorOptions) -> ExecutorOptions {
         let or = |value: usize, otherwise: usize| if value == 0 { otherwise } else { value };
         let mut preferred = self.preferred_batch_size.clone();
         preferred.sort_unstable();
@@ -203,16 +206,5 @@ mod tests {
             let error = settings(text).unwrap_err();
             assert!(error.contains(key), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn a_policy_chooses_among_the_versions_that_there_are() {
-        let there = [1, 2, 5];
-        assert_eq!(VersionPolicy::default().choose(&there), [5]);
-        assert_eq!(VersionPolicy::Latest(2).choose(&there), [2, 5]);
-        assert_eq!(VersionPolicy::Latest(9).choose(&there), there);
-        assert_eq!(VersionPolicy::All(true).choose(&there), there);
-        assert_eq!(VersionPolicy::Specific(vec![1, 4]).choose(&there), [1]);
-        assert_eq!(VersionPolicy::default().choose(&[]), [] as [u64; 0]);
     }
 }

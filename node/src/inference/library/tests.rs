@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use fedge_proto::inference::model_version_policy::{PolicyChoice, Specific};
 use tempfile::TempDir;
 
 use super::super::test_fixtures::{package, two_inputs, zoo};
@@ -132,10 +133,10 @@ async fn models_are_unloaded_and_loaded_on_request_and_a_removed_folder_ends_one
     folder.library.unload("never heard of").await;
     folder.settle().await;
     assert_eq!(folder.served("digits"), [] as [u64; 0]);
-    let unloaded = folder.library.unloaded();
+    let unloaded = folder.library.unloaded().await;
     assert_eq!((unloaded[0].name.as_str(), unloaded[0].reason.as_str()), ("digits", "unloaded"));
     folder.library.load("digits").await.unwrap();
-    assert_eq!((folder.served("digits"), folder.library.unloaded()), (vec![1], vec![]));
+    assert_eq!((folder.served("digits"), folder.library.unloaded().await), (vec![1], vec![]));
     for name in ["letters", "../digits", "", ".stage"] {
         assert!(matches!(folder.library.load(name).await, Err(LibraryError::Unknown(_))), "{name}");
     }
@@ -155,13 +156,22 @@ async fn settings_give_labels_preprocessing_and_int8() {
     folder.settle().await;
     let serving = folder.library.repository.current("digits").unwrap();
     assert_eq!((serving.precision().name(), serving.manifest().labels.len()), ("int8", 10));
-    let options = folder.library.repository.executor_options("digits").unwrap();
+    let options = folder.library.repository.options("digits").unwrap().executor;
     assert_eq!(options.batching.max_batch_size, Some(4));
+    folder.library.repository.note_problem("digits", 7, "damaged".to_owned());
     settings(&folder, "digits", "labels = [\"one\"]");
     folder.settle().await;
     let error = folder.library.load("digits").await.unwrap_err().to_string();
     assert!(error.contains("names 1 classes"), "{error}");
     assert_eq!(folder.served("digits"), [1], "the version of before goes on");
+    settings(&folder, "digits", "[version_policy]\nspecific = [1]\n");
+    folder.settle().await;
+    let repository = &folder.library.repository;
+    assert!(repository.index().iter().any(|entry| entry.reason == "damaged"), "other options, the same problems");
+    let options = repository.options("digits").unwrap();
+    let config = crate::inference::describe::config(&repository.current("digits").unwrap(), &options, 8);
+    let policy = config.version_policy.unwrap().policy_choice.unwrap();
+    assert_eq!(policy, PolicyChoice::Specific(Specific { versions: vec![1] }));
 }
 
 #[tokio::test]
@@ -196,5 +206,10 @@ async fn only_the_clients_that_the_settings_name_may_ask() {
     assert!(matches!(ask(Role::Operator, "boss").await, InferError::Refused(_)));
     let denied = ask(Role::Client, "till-4").await;
     assert!(denied.to_string().contains("till-4"), "{denied}");
+    let seen = |id| {
+        let caller = SpiffeId::new("shop", Role::Client, id).unwrap();
+        (inference.lookup("digits", "", Some(&caller)).is_ok(), inference.served(Some(&caller)).len())
+    };
+    assert_eq!((seen("till-3"), seen("till-4")), ((true, 1), (false, 0)), "nor ask about it");
     assert_eq!(tonic::Status::from(denied).code(), tonic::Code::PermissionDenied);
 }

@@ -2,6 +2,7 @@
 //! What models are and did is told by `describe`; here it becomes JSON with the protocol's names.
 
 use fedge_proto::inference::model_config::SchedulingChoice;
+use fedge_proto::inference::model_version_policy::PolicyChoice;
 use fedge_proto::inference::{DataType, ModelConfig, ModelMetadataResponse, ModelStatistics, StatisticDuration};
 use prost::bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value, json};
@@ -112,7 +113,7 @@ pub(super) fn config(config: &ModelConfig) -> Value {
     let data_type = |number: i32| DataType::try_from(number).map_or("TYPE_INVALID", |kind| kind.as_str_name());
     let mut body = json!({
         "name": config.name, "platform": config.platform, "backend": config.backend,
-        "version_policy": { "latest": { "num_versions": 1 } },
+        "version_policy": config.version_policy.as_ref().and_then(|policy| policy.policy_choice.as_ref()).map(policy),
         "max_batch_size": config.max_batch_size,
         "input": config.input.iter()
             .map(|t| json!({ "name": t.name, "data_type": data_type(t.data_type), "dims": t.dims })).collect::<Vec<_>>(),
@@ -134,6 +135,14 @@ pub(super) fn config(config: &ModelConfig) -> Value {
         });
     }
     body
+}
+
+fn policy(choice: &PolicyChoice) -> Value {
+    match choice {
+        PolicyChoice::Latest(latest) => json!({ "latest": { "num_versions": latest.num_versions } }),
+        PolicyChoice::All(_) => json!({ "all": {} }),
+        PolicyChoice::Specific(specific) => json!({ "specific": { "versions": specific.versions } }),
+    }
 }
 
 /// One entry of `GET /v2/models[/M]/stats`.

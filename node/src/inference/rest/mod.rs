@@ -14,6 +14,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use fedge_proto::authorization::{AnonymousCallers, check};
+use fedge_proto::identity::SpiffeId;
 use fedge_proto::tls::Peer;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use prost::bytes::Bytes;
@@ -123,31 +124,49 @@ impl From<LookupError> for Failed {
 }
 
 impl Rest {
-    /// Asks the same table as gRPC does, by the RPC of the same meaning.
-    fn admit(&self, peer: Option<&Peer>, method: &str) -> Result<(), Failed> {
-        let role = peer.and_then(|peer| peer.identity.as_ref()).map(fedge_proto::identity::SpiffeId::role);
-        Ok(check(&format!("/inference.GRPCInferenceService/{method}"), role, self.anonymous)?)
+    /// Asks the same table as gRPC does, by the RPC of the same meaning. Gives who asks.
+    fn admit(&self, request: &Request, method: &str) -> Result<Option<SpiffeId>, Failed> {
+        let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.clone());
+        let role = identity.as_ref().map(SpiffeId::role);
+        if role.is_none() && comes_from_a_page(request) {
+            let problem = "requests of web pages are refused on a port that asks for no certificate";
+            return Err(Failed(StatusCode::FORBIDDEN, problem.to_owned()));
+        }
+        check(&format!("/inference.GRPCInferenceService/{method}"), role, self.anonymous)?;
+        Ok(identity)
     }
 }
 
+/// A page in a browser on this machine may send requests here, and, by a name of its own that leads to loopback, read the
+/// answers (DNS rebinding). Programs send no `Origin` and ask for loopback by its name or address.
+fn comes_from_a_page(request: &Request) -> bool {
+    let host = request.uri().authority().map(|authority| authority.host());
+    let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let named = named.and_then(|host| host.parse::<http::uri::Authority>().ok());
+    let host = host.or(named.as_ref().map(|authority| authority.host())).unwrap_or("localhost");
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    let local = host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback());
+    !local || request.headers().contains_key(header::ORIGIN)
+}
+
 async fn server_metadata(State(rest): State<Rest>, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "ServerMetadata")?;
+    rest.admit(&request, "ServerMetadata")?;
     let version = env!("CARGO_PKG_VERSION");
     Ok(ok(json!({ "name": "fedge", "version": version, "extensions": describe::EXTENSIONS })))
 }
 
 async fn live(State(rest): State<Rest>, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "ServerLive")?;
+    rest.admit(&request, "ServerLive")?;
     Ok(empty(true))
 }
 
 async fn ready(State(rest): State<Rest>, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "ServerReady")?;
+    rest.admit(&request, "ServerReady")?;
     Ok(empty(rest.inference.repository().ready()))
 }
 
 async fn model_ready(State(rest): State<Rest>, path: Version, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "ModelReady")?;
+    rest.admit(&request, "ModelReady")?;
     let (model, version) = names(&path);
     match rest.inference.repository().get(model, version) {
         Ok(_) => Ok(empty(true)),
@@ -157,49 +176,46 @@ async fn model_ready(State(rest): State<Rest>, path: Version, request: Request) 
 }
 
 async fn model_metadata(State(rest): State<Rest>, path: Version, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "ModelMetadata")?;
+    let caller = rest.admit(&request, "ModelMetadata")?;
     let (model, version) = names(&path);
     let repository = rest.inference.repository();
-    let serving = repository.get(model, version)?;
+    let serving = rest.inference.lookup(model, version, caller.as_ref())?;
     let numbers: Vec<u64> = repository.versions(model).iter().map(|version| version.manifest().number).collect();
     Ok(ok(encode::metadata(&describe::metadata(&serving, &numbers))))
 }
 
 async fn model_config(State(rest): State<Rest>, path: Version, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "ModelConfig")?;
+    let caller = rest.admit(&request, "ModelConfig")?;
     let (model, version) = names(&path);
-    let repository = rest.inference.repository();
-    let serving = repository.get(model, version)?;
-    let options = repository.executor_options(model).unwrap_or_default();
+    let serving = rest.inference.lookup(model, version, caller.as_ref())?;
+    let options = rest.inference.repository().options(model).unwrap_or_default();
     Ok(ok(encode::config(&describe::config(&serving, &options, rest.options.limits.max_batch))))
 }
 
 async fn model_statistics(State(rest): State<Rest>, path: Version, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "ModelStatistics")?;
+    let caller = rest.admit(&request, "ModelStatistics")?;
     let (model, version) = names(&path);
-    let repository = rest.inference.repository();
-    let serving = repository.get(model, version)?;
-    let versions = if version.is_empty() { repository.versions(model) } else { vec![serving] };
+    let serving = rest.inference.lookup(model, version, caller.as_ref())?;
+    let versions = if version.is_empty() { rest.inference.repository().versions(model) } else { vec![serving] };
     let stats: Vec<Value> = versions.iter().map(|serving| encode::statistics(&describe::statistics(serving))).collect();
     Ok(ok(json!({ "model_stats": stats })))
 }
 
 async fn all_statistics(State(rest): State<Rest>, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "ModelStatistics")?;
-    let repository = rest.inference.repository();
-    let versions = repository.names().into_iter().flat_map(|name| repository.versions(&name));
+    let caller = rest.admit(&request, "ModelStatistics")?;
+    let versions = rest.inference.served(caller.as_ref()).into_iter();
     let stats: Vec<Value> = versions.map(|serving| encode::statistics(&describe::statistics(&serving))).collect();
     Ok(ok(json!({ "model_stats": stats })))
 }
 
 async fn infer(State(rest): State<Rest>, path: Version, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "ModelInfer")?;
+    let caller = rest.admit(&request, "ModelInfer")?;
     let (model, version) = names(&path);
     let (parts, body) = request.into_parts();
     let header = json_length(&parts.headers)?;
     let body = read(&parts.headers, body, rest.options.max_message_bytes).await?;
     let mut request = decode::request(model, version, &body, header).map_err(InferError::from)?;
-    request.caller = parts.extensions.get::<Peer>().and_then(|peer| peer.identity.clone());
+    request.caller = caller;
     request.call = parts.extensions.get().cloned();
     let all_binary = request.outputs.is_empty() && decode::wants_binary(&body, header);
     drop(body);
@@ -221,15 +237,16 @@ async fn infer(State(rest): State<Rest>, path: Version, request: Request) -> Rep
 }
 
 async fn index(State(rest): State<Rest>, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "RepositoryIndex")?;
+    let caller = rest.admit(&request, "RepositoryIndex")?;
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body, rest.options.max_message_bytes).await?;
     let asked: Value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).map_err(no_json)? };
     let only_ready = asked.get("ready").and_then(Value::as_bool).unwrap_or(false);
     let mut index = rest.inference.repository().index();
     if let Some(library) = &rest.library {
-        index.extend(library.unloaded());
+        index.extend(library.unloaded().await);
     }
+    index.retain(|entry| rest.inference.repository().admits(&entry.name, caller.as_ref()));
     index.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
     let entries = index.into_iter().filter(|entry| entry.ready || !only_ready).map(|entry| {
         let entry = describe::index_entry(entry);
@@ -239,7 +256,7 @@ async fn index(State(rest): State<Rest>, request: Request) -> Reply {
 }
 
 async fn load(State(rest): State<Rest>, path: Version, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "RepositoryModelLoad")?;
+    rest.admit(&request, "RepositoryModelLoad")?;
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body, rest.options.max_message_bytes).await?;
     let asked: Value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).map_err(no_json)? };
@@ -252,7 +269,7 @@ async fn load(State(rest): State<Rest>, path: Version, request: Request) -> Repl
 }
 
 async fn unload(State(rest): State<Rest>, path: Version, request: Request) -> Reply {
-    rest.admit(request.extensions().get(), "RepositoryModelUnload")?;
+    rest.admit(&request, "RepositoryModelUnload")?;
     library(&rest)?.unload(names(&path).0).await;
     Ok(empty(true))
 }
