@@ -1,6 +1,7 @@
 //! Runs a model with float32 input and output in tract, any batch size: for calibration, checks and one-off inference.
 //! Serving has a runner of its own in the node, with queues; what tract must never see, `model` refuses before.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tract_onnx::tract_hir::internal::{
     DimLike, IntoRunnable, IntoTensor, SymbolScope, SymbolValues, TDim, TypedModel, bail,
 };
 
+use crate::mending::mended;
 use crate::{ElementType, Model, ModelError, TensorSignature, growth, pb};
 
 /// Most elements that any value of the model may have for one sample: 1 GiB of float32.
@@ -136,6 +138,7 @@ fn fact(input: &TensorSignature, symbols: &SymbolScope) -> InferenceFact {
 fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<TypedRunnableModel>> {
     let onnx = onnx();
     growth::check(&onnx, &proto, &|symbols| fact(input, symbols))?;
+    let proto = mended(Cow::Owned(proto));
     let model = onnx.model_for_proto_model(&proto)?;
     // tract has the weights now, and is about to pack them: a third copy would raise the most memory that loading takes.
     drop(proto);

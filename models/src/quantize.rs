@@ -10,7 +10,7 @@ use serde::Serialize;
 use self::numbers::Affine;
 use crate::{Model, ModelError, pb};
 
-mod build;
+pub(crate) mod build;
 mod calibrate;
 mod emit;
 mod fold;

@@ -8,12 +8,12 @@ use crate::pb::{
 };
 
 /// Names that a graph already uses, so that new ones stay unique.
-pub(super) struct Names {
+pub(crate) struct Names {
     taken: HashSet<String>,
 }
 
 impl Names {
-    pub(super) fn of(graph: &GraphProto) -> Names {
+    pub(crate) fn of(graph: &GraphProto) -> Names {
         let initializers = graph.initializer.iter().map(|tensor| &tensor.name);
         let values = graph.node.iter().flat_map(|node| node.input.iter().chain(&node.output).chain([&node.name]));
         let ends = graph.input.iter().chain(&graph.output).map(|value| &value.name);
@@ -21,7 +21,7 @@ impl Names {
     }
 
     /// `base` itself where it is free, else with a number behind it.
-    pub(super) fn fresh(&mut self, base: &str) -> String {
+    pub(crate) fn fresh(&mut self, base: &str) -> String {
         let mut name = base.to_owned();
         let mut count = 1u64;
         while !self.taken.insert(name.clone()) {
@@ -32,19 +32,19 @@ impl Names {
     }
 }
 
-pub(super) fn node(operator: &str, name: String, input: Vec<String>, output: Vec<String>) -> NodeProto {
+pub(crate) fn node(operator: &str, name: String, input: Vec<String>, output: Vec<String>) -> NodeProto {
     NodeProto { op_type: operator.to_owned(), name, input, output, ..NodeProto::default() }
 }
 
-pub(super) fn int_attribute(name: &str, value: i64) -> AttributeProto {
+pub(crate) fn int_attribute(name: &str, value: i64) -> AttributeProto {
     AttributeProto { name: name.to_owned(), r#type: AttributeType::Int as i32, i: value, ..AttributeProto::default() }
 }
 
-pub(super) fn tensor(name: String, data_type: DataType, dims: &[usize], raw_data: Vec<u8>) -> TensorProto {
+pub(crate) fn tensor(name: String, data_type: DataType, dims: &[usize], raw_data: Vec<u8>) -> TensorProto {
     let dims = dims.iter().map(|&dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect();
     TensorProto { name, data_type: data_type as i32, dims, raw_data, ..TensorProto::default() }
 }
 
-pub(super) fn float_bytes(values: &[f32]) -> Vec<u8> {
+pub(crate) fn float_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }

@@ -1,11 +1,13 @@
 //! Loads ONNX bytes and runs batches of float32: int8 in a lowered program, all else in a tract plan.
 //! Panics inside become errors. What is loaded, and what a batch means, is decided in `prepare` and `serving`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use fedge_models::mending::mended;
 use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
 use tract_onnx::data_resolver::ModelDataResolver;
@@ -208,7 +210,7 @@ fn plan(proto: &pb::ModelProto, input: &TensorSignature, batch: Option<usize>) -
     // Symbolic shapes in value_info would clash with the input's.
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
     onnx.provider = Arc::new(NoExternalData);
-    let model = onnx.model_for_proto_model(proto)?;
+    let model = onnx.model_for_proto_model(&mended(Cow::Borrowed(proto)))?;
     let batch = match batch {
         Some(batch) => batch.to_dim(),
         None => TDim::from(model.symbols.sym("fedge_batch")),

@@ -1,8 +1,10 @@
 //! tract for models that are only served: any number of inputs and outputs, of every type that tract carries.
 //! Models of one float32 input and output run in `engine`, where int8 and its kernels are.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use fedge_models::mending::mended;
 use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
 use prost::bytes::Bytes;
@@ -41,7 +43,7 @@ impl TensorEngine {
         let plan = caught("load", || {
             let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
             onnx.provider = Arc::new(NoExternalData);
-            let model = onnx.model_for_proto_model(&proto)?;
+            let model = onnx.model_for_proto_model(&mended(Cow::Borrowed(&proto)))?;
             let names: Vec<&str> = model.inputs.iter().map(|outlet| model.nodes[outlet.node].name.as_str()).collect();
             if !names.iter().copied().eq(inputs.iter().map(|input| input.name.as_str())) {
                 bail!("tract reads the inputs {names:?}, the file lists others");
