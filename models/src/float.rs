@@ -114,9 +114,13 @@ impl FloatRunner {
 }
 
 /// Refuses a file that would make tract fold a constant without bounds, as [`FloatRunner::new`] does before it loads one: for
-/// whoever loads it in another way.
-pub fn check_growth(proto: &pb::ModelProto, input: &TensorSignature) -> Result<(), ModelError> {
-    caught("load", || growth::check(&onnx(), proto, &|symbols| fact(input, symbols)))
+/// whoever loads it in another way. `input` is the one input whose shape is fixed but for the batch; without it, the inputs
+/// are as the file has them.
+pub fn check_growth(proto: &pb::ModelProto, input: Option<&TensorSignature>) -> Result<(), ModelError> {
+    caught("load", || match input {
+        Some(input) => growth::check(&onnx(), proto, Some(&|symbols| fact(input, symbols))),
+        None => growth::check(&onnx(), proto, None),
+    })
 }
 
 /// tract's reader; symbolic shapes in value_info would clash with the input's.
@@ -137,7 +141,7 @@ fn fact(input: &TensorSignature, symbols: &SymbolScope) -> InferenceFact {
 
 fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<TypedRunnableModel>> {
     let onnx = onnx();
-    growth::check(&onnx, &proto, &|symbols| fact(input, symbols))?;
+    growth::check(&onnx, &proto, Some(&|symbols| fact(input, symbols)))?;
     let proto = mended(Cow::Owned(proto));
     let model = onnx.model_for_proto_model(&proto)?;
     // tract has the weights now, and is about to pack them: a third copy would raise the most memory that loading takes.
@@ -148,8 +152,8 @@ fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<Typed
     model.into_optimized()?.into_runnable()
 }
 
-/// Refuses a model whose values would not fit into memory for a single sample.
-fn check_sizes(model: &TypedModel) -> TractResult<()> {
+/// Refuses a typed model whose values would not fit into memory for a single sample, all open dimensions being 1.
+pub fn check_sizes(model: &TypedModel) -> TractResult<()> {
     let of_one = |dim: &TDim| {
         let symbols = dim.symbols().into_iter().fold(SymbolValues::default(), |values, symbol| values.with(&symbol, 1));
         dim.eval(&symbols).to_usize().ok()

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use fedge_models::float::check_sizes;
 use fedge_models::mending::mended;
 use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
@@ -103,7 +104,7 @@ impl Engine {
         not_lowered: Option<NotLowered>,
     ) -> Result<Engine, EngineError> {
         let refused = |problem: String| EngineError { action: "load", problem };
-        fedge_models::float::check_growth(proto, input).map_err(|error| refused(error.to_string()))?;
+        fedge_models::float::check_growth(proto, Some(input)).map_err(|error| refused(error.to_string()))?;
         let (plan, batch) = match input.fixed_batch() {
             None => match caught("load", || plan(proto, input, None)) {
                 Ok(plan) => (plan, None),
@@ -216,7 +217,9 @@ fn plan(proto: &pb::ModelProto, input: &TensorSignature, batch: Option<usize>) -
         None => TDim::from(model.symbols.sym("fedge_batch")),
     };
     let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
-    model.with_input_fact(0, InferenceFact::dt_shape(f32::datum_type(), dims))?.into_optimized()?.into_runnable()
+    let model = model.with_input_fact(0, InferenceFact::dt_shape(f32::datum_type(), dims))?.into_typed()?;
+    check_sizes(&model)?;
+    model.into_optimized()?.into_runnable()
 }
 
 /// A package is self-contained: whatever a file names, tract opens none.
