@@ -230,6 +230,28 @@ mod tests {
     }
 
     #[test]
+    fn weights_that_many_nodes_read_are_quantized_for_a_few_and_not_without_end() {
+        let side = 2048;
+        let chain = |readers: usize| {
+            let name = |index: usize| match index {
+                0 => "x".to_owned(),
+                index if index == readers => "y".to_owned(),
+                index => format!("h{index}"),
+            };
+            let mut nodes: Vec<_> =
+                (0..readers).map(|index| testing::node("MatMul", &[&name(index), "w"], &[&name(index + 1)])).collect();
+            nodes.iter_mut().for_each(|node| node.name = node.output[0].clone());
+            let weights = testing::floats("w", &[side, side], &vec![0.0; (side * side) as usize]);
+            let graph = testing::graph(&[-1, side], &[-1, side], nodes, vec![weights]);
+            let model = Model::from_bytes(testing::bytes(graph)).unwrap();
+            quantize(&model, ndarray::ArrayD::ones(vec![1, side as usize]).view(), &Options::default())
+        };
+        assert!(chain(4).unwrap().bytes.len() < 5 << 22);
+        let error = chain(24).unwrap_err().to_string();
+        assert!(error.contains("too often"), "{error}");
+    }
+
+    #[test]
     fn columns_of_a_matrix_that_is_not_transposed_get_their_own_scales() {
         let model = Model::from_bytes(testing::bytes(testing::linear())).unwrap();
         let samples = ndarray::arr2(&[[1.0f32, 2.0], [0.5, 1.0], [0.0, 0.0]]).into_dyn();
