@@ -1,6 +1,7 @@
 //! Runs a model with float32 input and output in tract, any batch size: for calibration, checks and one-off inference.
 //! Serving has a runner of its own in the node, with queues; what tract must never see, `model` refuses before.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tract_onnx::tract_hir::internal::{
     DimLike, IntoRunnable, IntoTensor, SymbolScope, SymbolValues, TDim, TypedModel, bail,
 };
 
+use crate::mending::mended;
 use crate::{ElementType, Model, ModelError, TensorSignature, growth, pb};
 
 /// Most elements that any value of the model may have for one sample: 1 GiB of float32.
@@ -112,9 +114,13 @@ impl FloatRunner {
 }
 
 /// Refuses a file that would make tract fold a constant without bounds, as [`FloatRunner::new`] does before it loads one: for
-/// whoever loads it in another way.
-pub fn check_growth(proto: &pb::ModelProto, input: &TensorSignature) -> Result<(), ModelError> {
-    caught("load", || growth::check(&onnx(), proto, &|symbols| fact(input, symbols)))
+/// whoever loads it in another way. `input` is the one input whose shape is fixed but for the batch; without it, the inputs
+/// are as the file has them.
+pub fn check_growth(proto: &pb::ModelProto, input: Option<&TensorSignature>) -> Result<(), ModelError> {
+    caught("load", || match input {
+        Some(input) => growth::check(&onnx(), proto, Some(&|symbols| fact(input, symbols))),
+        None => growth::check(&onnx(), proto, None),
+    })
 }
 
 /// tract's reader; symbolic shapes in value_info would clash with the input's.
@@ -135,7 +141,8 @@ fn fact(input: &TensorSignature, symbols: &SymbolScope) -> InferenceFact {
 
 fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<TypedRunnableModel>> {
     let onnx = onnx();
-    growth::check(&onnx, &proto, &|symbols| fact(input, symbols))?;
+    growth::check(&onnx, &proto, Some(&|symbols| fact(input, symbols)))?;
+    let proto = mended(Cow::Owned(proto));
     let model = onnx.model_for_proto_model(&proto)?;
     // tract has the weights now, and is about to pack them: a third copy would raise the most memory that loading takes.
     drop(proto);
@@ -145,8 +152,8 @@ fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<Typed
     model.into_optimized()?.into_runnable()
 }
 
-/// Refuses a model whose values would not fit into memory for a single sample.
-fn check_sizes(model: &TypedModel) -> TractResult<()> {
+/// Refuses a typed model whose values would not fit into memory for a single sample, all open dimensions being 1.
+pub fn check_sizes(model: &TypedModel) -> TractResult<()> {
     let of_one = |dim: &TDim| {
         let symbols = dim.symbols().into_iter().fold(SymbolValues::default(), |values, symbol| values.with(&symbol, 1));
         dim.eval(&symbols).to_usize().ok()

@@ -20,7 +20,8 @@ const MAX_NODES: usize = 256;
 /// tract folds constants while it loads. A constant whose size follows from a computed shape is therefore refused here
 /// where it, for one sample, has more than [`MAX_GROWN`] elements or a size that shapes do not tell. Nodes are looked at in
 /// order, each by an analysis of its own of what comes before it, which is bounded by the looks before.
-pub(crate) fn check(onnx: &Onnx, proto: &pb::ModelProto, input: &InputFact<'_>) -> TractResult<()> {
+/// `input` is the fact of the first input; without it, all are as the file has them.
+pub(crate) fn check(onnx: &Onnx, proto: &pb::ModelProto, input: Option<&InputFact<'_>>) -> TractResult<()> {
     let Some(graph) = &proto.graph else { return Ok(()) };
     let mut constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
     // Those whose numbers `model/sizes` has read.
@@ -57,11 +58,13 @@ fn look(
     proto: &pb::ModelProto,
     graph: &pb::GraphProto,
     node: &pb::NodeProto,
-    input: &InputFact<'_>,
+    input: Option<&InputFact<'_>>,
 ) -> TractResult<()> {
-    let model = onnx.model_for_proto_model(&before(proto, graph, node))?;
-    let input = input(&model.symbols);
-    let mut model = model.with_input_fact(0, input)?;
+    let mut model = onnx.model_for_proto_model(&before(proto, graph, node))?;
+    if let Some(input) = input {
+        let fact = input(&model.symbols);
+        model.set_input_fact(0, fact)?;
+    }
     model.analyse(true)?;
     let fact = |slot: usize| -> TractResult<&InferenceFact> { model.outlet_fact(outlet(&model, slot)?) };
     let numbers = |slot: usize| -> TractResult<Option<Vec<i64>>> {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use self::numbers::Affine;
 use crate::{Model, ModelError, pb};
 
-mod build;
+pub(crate) mod build;
 mod calibrate;
 mod emit;
 mod fold;
@@ -227,6 +227,28 @@ mod tests {
         assert_eq!(affine((1.0, 5.0), Some(&(0.0, 5.5)), 0.25).max, 5.5);
         let both = affine((-4.0, 4.0), None, 0.25);
         assert_eq!((both.min, both.max), (-6.0, 6.0));
+    }
+
+    #[test]
+    fn weights_that_many_nodes_read_are_quantized_for_a_few_and_not_without_end() {
+        let side = 2048;
+        let chain = |readers: usize| {
+            let name = |index: usize| match index {
+                0 => "x".to_owned(),
+                index if index == readers => "y".to_owned(),
+                index => format!("h{index}"),
+            };
+            let mut nodes: Vec<_> =
+                (0..readers).map(|index| testing::node("MatMul", &[&name(index), "w"], &[&name(index + 1)])).collect();
+            nodes.iter_mut().for_each(|node| node.name = node.output[0].clone());
+            let weights = testing::floats("w", &[side, side], &vec![0.0; (side * side) as usize]);
+            let graph = testing::graph(&[-1, side], &[-1, side], nodes, vec![weights]);
+            let model = Model::from_bytes(testing::bytes(graph)).unwrap();
+            quantize(&model, ndarray::ArrayD::ones(vec![1, side as usize]).view(), &Options::default())
+        };
+        assert!(chain(4).unwrap().bytes.len() < 5 << 22);
+        let error = chain(24).unwrap_err().to_string();
+        assert!(error.contains("too often"), "{error}");
     }
 
     #[test]

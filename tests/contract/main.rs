@@ -8,6 +8,7 @@ mod enrolment;
 mod generated_code;
 #[path = "../bench/model.rs"]
 mod linear;
+mod parties;
 mod uploads;
 #[path = "../bench/vector.rs"]
 #[allow(dead_code)]

@@ -67,6 +67,12 @@ pub(crate) fn floats(tensor: &TensorProto) -> Option<Vec<f32>> {
     Some(chunks.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }
 
+/// The first value of a checked float32 tensor.
+pub(crate) fn first_float(tensor: &TensorProto) -> Option<f32> {
+    let raw = tensor.raw_data.first_chunk::<4>().map(|bytes| f32::from_le_bytes(*bytes));
+    raw.or_else(|| tensor.float_data.first().copied())
+}
+
 /// Values of a checked int64 tensor, row-major; `None` for another element type.
 pub(crate) fn integers(tensor: &TensorProto) -> Option<Vec<i64>> {
     if tensor.data_type != DataType::Int64 as i32 {

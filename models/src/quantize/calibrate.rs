@@ -1,7 +1,7 @@
 //! Finds the range of each activation by running the float model on calibration samples, a few at a time.
 //! Which activations are needed is `plan`'s choice; what a range means in integers is `numbers`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ndarray::{ArrayD, ArrayViewD, Axis, Slice};
 
@@ -87,13 +87,13 @@ impl Observer {
         let mut model = model.clone();
         let mut outputs = Vec::with_capacity(names.len());
         if let Some(graph) = &mut model.graph {
-            let mut listed: Vec<String> = graph.output.iter().map(|value| value.name.clone()).collect();
+            let mut listed: HashMap<String, usize> =
+                graph.output.iter().enumerate().map(|(index, value)| (value.name.clone(), index)).collect();
             for name in names {
                 outputs.push((*name != input.name).then(|| {
-                    listed.iter().position(|known| known == name).unwrap_or_else(|| {
-                        listed.push(name.clone());
+                    *listed.entry(name.clone()).or_insert_with(|| {
                         graph.output.push(ValueInfoProto { name: name.clone(), ..ValueInfoProto::default() });
-                        listed.len() - 1
+                        graph.output.len() - 1
                     })
                 }));
             }

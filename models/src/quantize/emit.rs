@@ -3,12 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::build::{self, Names};
+use super::build::{self, Names, Room};
 use super::numbers::{self, Affine};
 use super::plan::{Anchor, Plan};
 use super::{QuantizeError, QuantizedTensor, Role};
 use crate::model::tensor;
 use crate::pb::{GraphProto, NodeProto, TensorProto, tensor_proto::DataType};
+
+/// What a channel takes beside its weights: two scales, a bias and two zero points.
+const BYTES_OF_CHANNEL: usize = 24;
 
 /// Rewrites the graph in place and reports each quantized tensor. `scales` holds an entry for each value that
 /// `plan.values` takes its scale from; weights are cut to ±`limit`.
@@ -20,6 +23,7 @@ pub(super) fn emit(
 ) -> Result<Vec<QuantizedTensor>, QuantizeError> {
     let mut emitter = Emitter {
         names: Names::of(graph),
+        room: Room::of(graph),
         scales,
         plan,
         weights: graph.initializer.iter().map(|tensor| (tensor.name.clone(), tensor.clone())).collect(),
@@ -51,6 +55,7 @@ pub(super) fn emit(
 
 struct Emitter<'p> {
     names: Names,
+    room: Room,
     scales: &'p BTreeMap<String, Affine>,
     plan: &'p Plan,
     weights: HashMap<String, TensorProto>,
@@ -152,10 +157,15 @@ impl Emitter<'_> {
         let input = node.input.first().map_or("", String::as_str);
         let root = self.plan.values.get(input).map_or(input, String::as_str);
         let input_scale = self.affine(root)?.scale;
+        let shape = tensor::shape(self.weights.get(&anchor.weight).ok_or_else(|| missing(&anchor.weight))?)?;
+        let channels = shape.get(anchor.axis).copied().unwrap_or(1);
+        let bytes = shape.iter().product::<usize>().saturating_add(channels.saturating_mul(BYTES_OF_CHANNEL));
+        self.room.take(bytes).ok_or_else(|| {
+            QuantizeError::Model(format!("its nodes read the weights {:?} too often to be quantized", anchor.weight))
+        })?;
         let floats = |name: &str| self.weights.get(name).and_then(tensor::floats).ok_or_else(|| missing(name));
         let bias = anchor.bias.as_deref().map(floats).transpose()?;
         let values = floats(&anchor.weight)?;
-        let shape = tensor::shape(self.weights.get(&anchor.weight).ok_or_else(|| missing(&anchor.weight))?)?;
         let weights = numbers::quantize_weights(&values, &shape, anchor.axis, limit, input_scale, bias.as_deref());
         let raw = weights.values.iter().map(|value| value.to_ne_bytes()[0]).collect();
         let zeros = vec![0; weights.scales.len()];

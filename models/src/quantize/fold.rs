@@ -3,15 +3,16 @@
 
 use std::collections::HashMap;
 
-use super::build::{self, Names};
+use super::build::{self, Names, Room};
 use crate::model::tensor;
 use crate::operators::attributes;
-use crate::pb::{GraphProto, NodeProto, tensor_proto::DataType};
+use crate::pb::{GraphProto, NodeProto, TensorProto, tensor_proto::DataType};
 
 /// ONNX's default for BatchNormalization's epsilon.
 const EPSILON: f32 = 1e-5;
 
-/// Rewrites each Conv whose result goes to a BatchNormalization alone; all parameters must be float32 initializers.
+/// Rewrites each Conv whose result goes to a BatchNormalization alone; all parameters must be float32 initializers. Where
+/// many share their weights, only as many are rewritten as there is room for.
 pub(super) fn batch_normalization(graph: &mut GraphProto) {
     let mut readers: HashMap<String, usize> = HashMap::new();
     for name in graph.node.iter().flat_map(|node| &node.input).chain(graph.output.iter().map(|value| &value.name)) {
@@ -24,7 +25,9 @@ pub(super) fn batch_normalization(graph: &mut GraphProto) {
         .filter(|(_, node)| node.op_type == "Conv")
         .filter_map(|(index, node)| Some((node.output.first()?.clone(), index)))
         .collect();
-    let mut names = Names::of(graph);
+    let initializers: HashMap<String, usize> =
+        graph.initializer.iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();
+    let (mut names, mut room) = (Names::of(graph), Room::of(graph));
     let mut folded = Vec::new();
     for index in 0..graph.node.len() {
         let Some(norm) = graph.node.get(index).filter(|node| node.op_type == "BatchNormalization") else { continue };
@@ -32,7 +35,9 @@ pub(super) fn batch_normalization(graph: &mut GraphProto) {
         if norm.input.first().and_then(|input| readers.get(input)) != Some(&1) || has_extra_outputs(norm) {
             continue;
         }
-        let Some((weight, bias, shape)) = graph.node.get(conv).and_then(|conv| merged(graph, conv, norm)) else {
+        let find = |name: &String| graph.initializer.get(*initializers.get(name)?);
+        let Some((weight, bias, shape)) = graph.node.get(conv).and_then(|conv| merged(find, conv, norm, &mut room))
+        else {
             continue;
         };
         let output = norm.output.first().cloned();
@@ -60,14 +65,22 @@ fn has_extra_outputs(norm: &NodeProto) -> bool {
 }
 
 /// Weights, bias and the weights' shape of both nodes together: w·g/√(v+ε) and (b−m)·g/√(v+ε)+β for each channel.
-fn merged(graph: &GraphProto, conv: &NodeProto, norm: &NodeProto) -> Option<(Vec<f32>, Vec<f32>, Vec<usize>)> {
-    let find = |name: &String| graph.initializer.iter().find(|tensor| tensor.name == *name);
-    let floats = |name: &String| find(name).and_then(tensor::floats);
+fn merged<'g>(
+    find: impl Fn(&String) -> Option<&'g TensorProto>,
+    conv: &NodeProto,
+    norm: &NodeProto,
+    room: &mut Room,
+) -> Option<(Vec<f32>, Vec<f32>, Vec<usize>)> {
+    let read = |tensor: &TensorProto, room: &mut Room| {
+        room.take(tensor.raw_data.len() + 4 * tensor.float_data.len())?;
+        tensor::floats(tensor)
+    };
     let weight_tensor = find(conv.input.get(1)?)?;
-    let mut weight = tensor::floats(weight_tensor)?;
+    let mut weight = read(weight_tensor, room)?;
+    let mut floats = |name: &String| read(find(name)?, room);
     let shape = tensor::shape(weight_tensor).ok()?;
     let channels = *shape.first()?;
-    let [gamma, beta, mean, variance] = [1, 2, 3, 4].map(|slot| norm.input.get(slot).and_then(floats));
+    let [gamma, beta, mean, variance] = [1, 2, 3, 4].map(|slot| norm.input.get(slot).and_then(&mut floats));
     let (gamma, beta, mean, variance) = (gamma?, beta?, mean?, variance?);
     let mut bias = match conv.input.get(2).filter(|name| !name.is_empty()) {
         Some(name) => floats(name)?,

@@ -7,7 +7,7 @@ use super::Skipped;
 use crate::error::node_name;
 use crate::model::tensor;
 use crate::operators::attributes;
-use crate::pb::{GraphProto, NodeProto, TensorProto};
+use crate::pb::{GraphProto, NodeProto, TensorProto, tensor_proto::DataType};
 
 /// A node whose weights become int8.
 #[derive(Clone, Debug)]
@@ -133,11 +133,11 @@ impl<'g> View<'g> {
                 "multiplies a constant from the left; only constant weights on the right are quantized".to_owned()
             );
         }
-        let Some((tensor, values)) = self.floats(weight) else {
+        let Some(tensor) = self.floats(weight) else {
             return Err(format!("takes its weights {weight:?} from another node or in another type than float32"));
         };
         let rank = tensor.dims.len();
-        if (node.op_type == "Conv" && rank < 3) || (node.op_type != "Conv" && rank != 2) || values.is_empty() {
+        if (node.op_type == "Conv" && rank < 3) || (node.op_type != "Conv" && rank != 2) || tensor.dims.contains(&0) {
             return Err(format!("has weights of the shape {:?}, which have no channel of their own", tensor.dims));
         }
         if node.op_type == "Gemm"
@@ -150,7 +150,7 @@ impl<'g> View<'g> {
         let channels = tensor.dims.get(axis).copied().unwrap_or(0);
         let bias = node.input.get(2).filter(|name| !name.is_empty());
         if let Some(bias) = bias {
-            let fits = self.floats(bias).is_some_and(|(tensor, _)| {
+            let fits = self.floats(bias).is_some_and(|tensor| {
                 tensor.dims.last() == Some(&channels) && tensor.dims.iter().rev().skip(1).all(|&dim| dim == 1)
             });
             if !fits {
@@ -160,9 +160,9 @@ impl<'g> View<'g> {
         Ok(Anchor { weight: weight.clone(), axis, bias: bias.cloned() })
     }
 
-    fn floats(&self, name: &str) -> Option<(&'g TensorProto, Vec<f32>)> {
-        let tensor = *self.initializers.get(name)?;
-        Some((tensor, tensor::floats(tensor)?))
+    /// A float32 initializer.
+    fn floats(&self, name: &str) -> Option<&'g TensorProto> {
+        self.initializers.get(name).copied().filter(|tensor| tensor.data_type == DataType::Float as i32)
     }
 
     /// The node whose result is quantized for `node`: the ReLU or Clip that alone reads it, else the node itself.
@@ -172,7 +172,9 @@ impl<'g> View<'g> {
     {
         let output = node.output.first()?;
         match self.consumers.get(output.as_str()).map(Vec::as_slice) {
-            Some([next]) if output != self.output && self.bounds(next).is_some() => Some(next),
+            Some([next]) if output != self.output && self.bounds(next).is_some() && !next.output.is_empty() => {
+                Some(next)
+            }
             _ => Some(node),
         }
     }
@@ -184,7 +186,7 @@ impl<'g> View<'g> {
             "Clip" => {
                 let bound = |slot: usize, open: f32| match node.input.get(slot).map(String::as_str) {
                     None | Some("") => Some(open),
-                    Some(name) => self.floats(name)?.1.first().copied(),
+                    Some(name) => tensor::first_float(self.floats(name)?),
                 };
                 Some((bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?))
             }
@@ -197,41 +199,57 @@ impl<'g> View<'g> {
         graph.node.iter().filter_map(limit).collect()
     }
 
-    /// Marks more values until nothing changes, and gives the nodes that compute between marked values.
+    /// Marks more values until nothing changes, and gives the nodes that compute between marked values. A node is looked at
+    /// again where a value that it reads or gives was marked.
     fn spread(&self, graph: &GraphProto, marked: &mut BTreeSet<String>) -> BTreeSet<usize> {
+        let mut around: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (index, node) in graph.node.iter().enumerate() {
+            for name in node.input.iter().chain(&node.output) {
+                around.entry(name).or_default().push(index);
+            }
+        }
         let mut joined = BTreeSet::new();
-        loop {
-            let before = (marked.len(), joined.len());
-            for (index, node) in graph.node.iter().enumerate() {
-                if passes_through(&node.op_type) {
-                    self.spread_through(node, marked);
-                } else if matches!(node.op_type.as_str(), "Add" | "Concat" | "AveragePool" | "GlobalAveragePool")
-                    && !node.input.iter().any(|name| self.constants.contains(name.as_str()))
-                    && node.input.iter().any(|name| marked.contains(name))
-                    && let Some(settled) = self.settled(node).filter(|node| node.output[0] != self.output)
-                {
-                    marked.extend(node.input.iter().cloned());
-                    marked.insert(settled.output[0].clone());
-                    joined.insert(index);
+        let mut pending: Vec<usize> = (0..graph.node.len()).rev().collect();
+        while let Some(node) = pending.pop().and_then(|index| Some((index, graph.node.get(index)?))) {
+            let (index, node) = node;
+            for name in self.spread_over(index, node, marked, &mut joined) {
+                if marked.insert(name.clone()) {
+                    pending.extend(around.get(name.as_str()).into_iter().flatten());
                 }
             }
-            if before == (marked.len(), joined.len()) {
-                return joined;
-            }
         }
+        joined
     }
 
-    /// A pair on one side of a node that only moves values belongs on the other side too. The graph's output stays
-    /// float: a pair there would change nothing.
-    fn spread_through(&self, node: &NodeProto, marked: &mut BTreeSet<String>) {
-        let (Some(from), Some(to)) = (node.input.first(), node.output.first()) else { return };
-        if self.constants.contains(from.as_str()) || to == self.output {
-            return;
+    /// The values that are to be marked because of those around a node that are.
+    fn spread_over<'n>(
+        &self,
+        index: usize,
+        node: &'n NodeProto,
+        marked: &BTreeSet<String>,
+        joined: &mut BTreeSet<usize>,
+    ) -> Vec<&'n String>
+    where
+        'g: 'n,
+    {
+        let constant = |name: &String| self.constants.contains(name.as_str());
+        if passes_through(&node.op_type) {
+            // A pair on one side of a node that only moves values belongs on the other side too. The graph's output stays
+            // float: a pair there would change nothing.
+            let (Some(from), Some(to)) = (node.input.first(), node.output.first()) else { return Vec::new() };
+            let either = marked.contains(from) || marked.contains(to);
+            return if either && !constant(from) && to != self.output { vec![from, to] } else { Vec::new() };
         }
-        if marked.contains(from) || marked.contains(to) {
-            marked.insert(from.clone());
-            marked.insert(to.clone());
+        if !matches!(node.op_type.as_str(), "Add" | "Concat" | "AveragePool" | "GlobalAveragePool")
+            || joined.contains(&index)
+            || node.input.iter().any(constant)
+            || !node.input.iter().any(|name| marked.contains(name))
+        {
+            return Vec::new();
         }
+        let Some(settled) = self.settled(node).filter(|node| node.output[0] != self.output) else { return Vec::new() };
+        joined.insert(index);
+        node.input.iter().chain(settled.output.first()).collect()
     }
 }
 
@@ -266,4 +284,39 @@ fn skipped(
         skipped.push(Skipped { node: node_name(node).to_owned(), operator: node.op_type.clone(), reason });
     }
     skipped
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::testing::{floats, graph, node};
+
+    /// A plan of these nodes, with "w" of 2 × 2 weights.
+    fn planned(nodes: Vec<NodeProto>) -> Plan {
+        plan(&graph(&[-1, 2], &[-1, 2], nodes, vec![floats("w", &[2, 2], &[1.0; 4])]))
+    }
+
+    #[test]
+    fn pairs_spread_back_over_a_long_chain_in_linear_time() {
+        let count = 100_000;
+        let name = |index: usize| if index == 0 { "x".to_owned() } else { format!("h{index}") };
+        let mut nodes: Vec<NodeProto> =
+            (0..count).map(|index| node("Identity", &[&name(index)], &[&name(index + 1)])).collect();
+        nodes.push(node("MatMul", &[&name(count), "w"], &["y"]));
+        let start = std::time::Instant::now();
+        let plan = planned(nodes);
+        assert!(plan.values.values().all(|root| root == "x"));
+        assert_eq!(plan.values.len(), count + 1);
+        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn a_relu_that_gives_nothing_is_no_end_of_a_convolution() {
+        let kernel = floats("k", &[1, 1, 1, 1], &[1.0]);
+        let nodes =
+            vec![node("Conv", &["x", "k"], &["h"]), node("Relu", &["h"], &[]), node("Identity", &["x"], &["y"])];
+        let plan = plan(&graph(&[-1, 1, 2, 2], &[-1, 1, 2, 2], nodes, vec![kernel]));
+        assert!(plan.values.contains_key("h"));
+    }
 }

@@ -8,7 +8,11 @@ use prost::Message;
 use super::QuantizeError;
 use super::build::{self, Names};
 use crate::model::tensor;
-use crate::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto::DataType};
+use crate::operators::attributes;
+use crate::pb::{self, AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto::DataType};
+
+/// Bytes that the added scales of biases may take, beyond those of the file itself: many nodes may read one list.
+const FREE_ROOM: usize = 16 << 20;
 
 /// The QDQ form of a file in QOperator form, also with ONNX Runtime's own operators (`com.microsoft`: QGemm, QLinearAdd,
 /// QLinearMul, QLinearConcat, QLinearSigmoid, QLinearLeakyRelu, QLinearSoftmax, the averages); `None` where the file has
@@ -18,12 +22,20 @@ pub fn to_qdq(bytes: &[u8]) -> Result<Option<Vec<u8>>, QuantizeError> {
     crate::model::scan::check(bytes)?;
     let mut model = ModelProto::decode(bytes)
         .map_err(|error| QuantizeError::Model(format!("it is not a whole ONNX file: {error}")))?;
+    let default_set = |set: &&pb::OperatorSetIdProto| matches!(set.domain.as_str(), "" | "ai.onnx");
+    let opset = model.opset_import.iter().find(default_set).map_or(0, |set| set.version);
     let Some(graph) = model.graph.as_mut() else { return Ok(None) };
     if !graph.node.iter().any(is_foreign) {
         return Ok(None);
     }
-    let mut rewriter =
-        Rewriter { names: Names::of(graph), constants: constants(graph), added: Vec::new(), nodes: Vec::new() };
+    let mut rewriter = Rewriter {
+        names: Names::of(graph),
+        constants: constants(graph),
+        opset,
+        room: bytes.len().saturating_add(FREE_ROOM),
+        added: Vec::new(),
+        nodes: Vec::new(),
+    };
     for node in std::mem::take(&mut graph.node) {
         if is_foreign(&node) {
             rewriter.rewrite(&node)?;
@@ -52,13 +64,17 @@ fn constants(graph: &GraphProto) -> HashMap<String, TensorProto> {
 struct Rewriter {
     names: Names,
     constants: HashMap<String, TensorProto>,
+    /// The file's default operator set.
+    opset: i64,
+    /// Bytes that added tensors may still take.
+    room: usize,
     added: Vec<TensorProto>,
     nodes: Vec<NodeProto>,
 }
 
 impl Rewriter {
     fn rewrite(&mut self, node: &NodeProto) -> Result<(), QuantizeError> {
-        let axis_of_columns = if crate::operators::attributes::int(node, "transB", 0) != 0 { 0 } else { 1 };
+        let axis_of_columns = if attributes::int(node, "transB", 0) != 0 { 0 } else { 1 };
         match node.op_type.as_str() {
             "QLinearConv" => self.linear(node, "Conv", 0, &[6, 7], Some(8), &[]),
             "QLinearMatMul" => self.linear(node, "MatMul", 1, &[6, 7], None, &[]),
@@ -71,7 +87,7 @@ impl Rewriter {
             }
             "QLinearSigmoid" => self.several(node, "Sigmoid", &[0], 3),
             "QLinearLeakyRelu" => self.several(node, "LeakyRelu", &[0], 3),
-            "QLinearSoftmax" => self.several(node, "Softmax", &[0], 3),
+            "QLinearSoftmax" => self.softmax(node),
             "QLinearGlobalAveragePool" => self.several(node, "GlobalAveragePool", &[0], 3),
             "QLinearAveragePool" => self.several(node, "AveragePool", &[0], 3),
             "QLinearReduceMean" => self.several(node, "ReduceMean", &[0], 3),
@@ -87,7 +103,7 @@ impl Rewriter {
 
     /// An operator on quantized values (`parts`, each followed by scale and zero point) with output scale at `out`.
     fn several(&mut self, node: &NodeProto, operator: &str, parts: &[usize], out: usize) -> Result<(), QuantizeError> {
-        if crate::operators::attributes::int(node, "channels_last", 0) != 0 {
+        if attributes::int(node, "channels_last", 0) != 0 {
             return Err(QuantizeError::Model(format!("{operator} runs channels last; quantize with QuantFormat.QDQ")));
         }
         let mut inputs = Vec::new();
@@ -95,8 +111,25 @@ impl Rewriter {
             inputs.push(self.dequantized(node, part, 1)?);
         }
         let keep = |attribute: &&AttributeProto| !matches!(attribute.name.as_str(), "channels_last" | "opset");
-        let attributes = node.attribute.iter().filter(keep).cloned().collect();
-        self.finish(node, operator, inputs, attributes, &[out, out + 1])
+        let kept = node.attribute.iter().filter(keep).cloned().collect();
+        self.finish(node, operator, inputs, kept, &[out, out + 1])
+    }
+
+    /// Before operator set 13 all dimensions from the axis on are one; `opset` says which of the two this node means.
+    fn softmax(&mut self, node: &NodeProto) -> Result<(), QuantizeError> {
+        let meant = attributes::int(node, "opset", self.opset);
+        let axis = attributes::int(node, "axis", if meant < 13 { 1 } else { -1 });
+        // Over the last dimension both are the same.
+        if (meant < 13) != (self.opset < 13) && axis != -1 {
+            return Err(QuantizeError::Model(format!(
+                "{:.60?} is the Softmax of operator set {meant} over axis {axis}, but that of the file's operator set {} is another; quantize with QuantFormat.QDQ",
+                node.name, self.opset
+            )));
+        }
+        let mut node = node.clone();
+        node.attribute.retain(|attribute| attribute.name != "axis");
+        node.attribute.push(build::int_attribute("axis", axis));
+        self.several(&node, "Softmax", &[0], 3)
     }
 
     /// A convolution or matrix product with weights at 3 whose channels lie on `axis`, output parameters at `out`, bias at `bias`.
@@ -110,9 +143,13 @@ impl Rewriter {
         keep: &[&str],
     ) -> Result<(), QuantizeError> {
         let mut inputs = vec![self.dequantized(node, 0, 1)?, self.dequantized(node, 3, axis)?];
-        let alpha = crate::operators::attributes::float(node, "alpha", 1.0);
+        let alpha = attributes::float(node, "alpha", 1.0);
         if let Some(codes) = bias.and_then(|index| node.input.get(index)).filter(|name| !name.is_empty()) {
             let scales = self.product(node, alpha)?;
+            self.room = self.room.checked_sub(size_of_val(&*scales)).ok_or_else(|| {
+                let problem = "its nodes read one list of scales too often; give each weight its own";
+                QuantizeError::Model(problem.to_owned())
+            })?;
             let [scale, result, name] = ["scale", "dequantized", "DequantizeLinear"]
                 .map(|suffix| self.names.fresh(&format!("{codes}_{suffix}")));
             let dims = if scales.len() == 1 { vec![] } else { vec![scales.len()] };
@@ -124,8 +161,8 @@ impl Rewriter {
             inputs.push(result);
         }
         let keeps = |attribute: &&AttributeProto| operator == "Conv" || keep.contains(&attribute.name.as_str());
-        let attributes = node.attribute.iter().filter(keeps).cloned().collect();
-        self.finish(node, operator, inputs, attributes, out)
+        let kept = node.attribute.iter().filter(keeps).cloned().collect();
+        self.finish(node, operator, inputs, kept, out)
     }
 
     /// Scale of the sums: that of the input times those of the weights.
@@ -232,6 +269,63 @@ mod tests {
             let exact = (1.0 * codes[0][column] + 2.0 * codes[1][column]) * 0.25 + [1.0, 0.0, -1.0][column];
             assert!((found - exact).abs() < 1e-5, "{found} {exact}");
         }
+    }
+
+    /// A Softmax of `[n, 2, 3]` whose node means the operator set `meant`, in a file of another.
+    fn softmax(meant: i64, axis: Option<i64>, opset: i64) -> Result<Vec<f32>, QuantizeError> {
+        let quantize = testing::node("QuantizeLinear", &["x", "s", "z"], &["xq"]);
+        let mut softmax = testing::node("QLinearSoftmax", &["xq", "s", "z", "ys", "yz"], &["yq"]);
+        softmax.domain = "com.microsoft".to_owned();
+        softmax = testing::int(softmax, "opset", meant);
+        if let Some(axis) = axis {
+            softmax = testing::int(softmax, "axis", axis);
+        }
+        let dequantize = testing::node("DequantizeLinear", &["yq", "ys", "yz"], &["y"]);
+        let zero = |name| byte(name, &[], &[0], DataType::Uint8);
+        let initializers = vec![scalar("s", 0.5), zero("z"), scalar("ys", 1.0 / 256.0), zero("yz")];
+        let nodes = vec![quantize, softmax, dequantize];
+        let file = testing::model(testing::graph(&[-1, 2, 3], &[-1, 2, 3], nodes, initializers), opset);
+        let model = Model::from_bytes(to_qdq(&file.encode_to_vec())?.unwrap()).unwrap();
+        let input = ndarray::Array3::zeros((1, 2, 3)).into_dyn();
+        Ok(crate::float::FloatRunner::new(&model).unwrap().run(input.view()).unwrap().into_iter().collect())
+    }
+
+    #[test]
+    fn a_softmax_means_its_own_operator_set_or_is_refused() {
+        for (share, meant, axis, opset) in [
+            (1.0 / 6.0, 11, None, 11),
+            (1.0 / 6.0, 12, Some(1), 12),
+            (1.0 / 3.0, 13, None, 17),
+            (1.0 / 2.0, 13, Some(1), 17),
+            (1.0 / 3.0, 11, Some(-1), 17),
+            (1.0 / 3.0, 13, None, 11),
+        ] {
+            let found = softmax(meant, axis, opset).unwrap();
+            let near = found.iter().all(|value| (value - share).abs() < 0.01);
+            assert!(near, "{meant} {axis:?} in {opset}: {found:?} instead of {share}");
+        }
+        for (meant, axis, opset) in [(11, None, 17), (12, Some(1), 13), (13, Some(1), 11)] {
+            let error = softmax(meant, axis, opset).unwrap_err().to_string();
+            assert!(error.contains(&format!("operator set {meant} over axis 1")), "{error}");
+        }
+    }
+
+    #[test]
+    fn one_list_of_scales_is_not_copied_without_end() {
+        let count = 1 << 20;
+        let mut nodes = vec![testing::node("QuantizeLinear", &["x", "xs", "xz"], &["xq"])];
+        for reader in 0..32 {
+            let name = format!("y{reader}");
+            nodes.push(testing::node("QLinearConv", &["xq", "xs", "xz", "w", "ws", "wz", "xs", "xz", "b"], &[&name]));
+        }
+        let initializers = vec![
+            scalar("xs", 0.5),
+            byte("xz", &[], &[3], DataType::Uint8),
+            build::tensor("ws".to_owned(), DataType::Float, &[count], vec![0; 4 * count]),
+        ];
+        let file = testing::model(testing::graph(&[-1, 1, 1, 1], &[-1, 1, 1, 1], nodes, initializers), 17);
+        let error = to_qdq(&file.encode_to_vec()).unwrap_err().to_string();
+        assert!(error.contains("too often"), "{error}");
     }
 
     #[test]

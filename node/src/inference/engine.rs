@@ -1,11 +1,14 @@
 //! Loads ONNX bytes and runs batches of float32: int8 in a lowered program, all else in a tract plan.
 //! Panics inside become errors. What is loaded, and what a batch means, is decided in `prepare` and `serving`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use fedge_models::float::check_sizes;
+use fedge_models::mending::mended;
 use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
 use tract_onnx::data_resolver::ModelDataResolver;
@@ -101,7 +104,7 @@ impl Engine {
         not_lowered: Option<NotLowered>,
     ) -> Result<Engine, EngineError> {
         let refused = |problem: String| EngineError { action: "load", problem };
-        fedge_models::float::check_growth(proto, input).map_err(|error| refused(error.to_string()))?;
+        fedge_models::float::check_growth(proto, Some(input)).map_err(|error| refused(error.to_string()))?;
         let (plan, batch) = match input.fixed_batch() {
             None => match caught("load", || plan(proto, input, None)) {
                 Ok(plan) => (plan, None),
@@ -208,13 +211,15 @@ fn plan(proto: &pb::ModelProto, input: &TensorSignature, batch: Option<usize>) -
     // Symbolic shapes in value_info would clash with the input's.
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
     onnx.provider = Arc::new(NoExternalData);
-    let model = onnx.model_for_proto_model(proto)?;
+    let model = onnx.model_for_proto_model(&mended(Cow::Borrowed(proto)))?;
     let batch = match batch {
         Some(batch) => batch.to_dim(),
         None => TDim::from(model.symbols.sym("fedge_batch")),
     };
     let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
-    model.with_input_fact(0, InferenceFact::dt_shape(f32::datum_type(), dims))?.into_optimized()?.into_runnable()
+    let model = model.with_input_fact(0, InferenceFact::dt_shape(f32::datum_type(), dims))?.into_typed()?;
+    check_sizes(&model)?;
+    model.into_optimized()?.into_runnable()
 }
 
 /// A package is self-contained: whatever a file names, tract opens none.

@@ -1,8 +1,11 @@
 //! tract for models that are only served: any number of inputs and outputs, of every type that tract carries.
 //! Models of one float32 input and output run in `engine`, where int8 and its kernels are.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use fedge_models::float::{check_growth, check_sizes};
+use fedge_models::mending::mended;
 use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
 use prost::bytes::Bytes;
@@ -38,14 +41,17 @@ impl TensorEngine {
             }
         }
         let proto = pb::ModelProto::decode(onnx).map_err(|error| refused(error.to_string()))?;
+        check_growth(&proto, None).map_err(|error| refused(error.to_string()))?;
         let plan = caught("load", || {
             let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
             onnx.provider = Arc::new(NoExternalData);
-            let model = onnx.model_for_proto_model(&proto)?;
+            let model = onnx.model_for_proto_model(&mended(Cow::Borrowed(&proto)))?;
             let names: Vec<&str> = model.inputs.iter().map(|outlet| model.nodes[outlet.node].name.as_str()).collect();
             if !names.iter().copied().eq(inputs.iter().map(|input| input.name.as_str())) {
                 bail!("tract reads the inputs {names:?}, the file lists others");
             }
+            let model = model.into_typed()?;
+            check_sizes(&model)?;
             model.into_optimized()?.into_runnable()
         })?;
         Ok(TensorEngine { plan, outputs: outputs.iter().map(|output| output.element).collect() })
@@ -160,6 +166,65 @@ mod tests {
             let data = TensorData { element, shape: vec![2, 2], data: Bytes::from(bytes) };
             assert_eq!(loaded.unwrap().run(std::slice::from_ref(&data)).unwrap(), [data], "{}", element.name());
         }
+    }
+
+    /// `two_inputs` with these nodes before it, whose last result takes the place of `a` in the sum.
+    fn grown(nodes: &[(&str, &[&str], &str)], initializers: &[(&str, &[i64])]) -> Vec<u8> {
+        let mut proto = pb::ModelProto::decode(&*two_inputs()).unwrap();
+        let graph = proto.graph.as_mut().unwrap();
+        for (name, values) in initializers {
+            graph.initializer.push(pb::TensorProto {
+                name: (*name).to_owned(),
+                dims: vec![values.len() as i64],
+                data_type: pb::tensor_proto::DataType::Int64 as i32,
+                int64_data: values.to_vec(),
+                ..pb::TensorProto::default()
+            });
+        }
+        let made = nodes.iter().map(|(operator, inputs, output)| pb::NodeProto {
+            op_type: (*operator).to_owned(),
+            input: inputs.iter().map(|&name| name.to_owned()).collect(),
+            output: vec![(*output).to_owned()],
+            ..pb::NodeProto::default()
+        });
+        graph.node[0].input[0] = nodes.last().unwrap().2.to_owned();
+        graph.node.splice(0..0, made);
+        proto.encode_to_vec()
+    }
+
+    #[test]
+    fn a_constant_or_a_value_that_outgrows_the_memory_is_refused_before_it_is_made() {
+        let filled = grown(
+            &[("Shape", &["a"], "s"), ("Mul", &["s", "k"], "m"), ("ConstantOfShape", &["m"], "c")],
+            &[("k", &[1 << 20, 1 << 20])],
+        );
+        let error = load(&filled).err().unwrap().to_string();
+        assert!(error.contains("makes a constant of"), "{error}");
+        let expanded = grown(&[("Expand", &["a", "target"], "e")], &[("target", &[1 << 29, 1, 2])]);
+        let error = load(&expanded).err().unwrap().to_string();
+        assert!(error.contains("above the limit of 268435456 elements"), "{error}");
+        let fits = grown(&[("Expand", &["a", "target"], "e")], &[("target", &[1, 2])]);
+        load(&fits).unwrap();
+    }
+
+    #[test]
+    fn the_engine_of_one_input_refuses_values_that_outgrow_the_memory_too() {
+        use super::super::engine::Engine;
+        let mut proto = pb::ModelProto::decode(&*every_type(ElementType::Fp32)).unwrap();
+        let graph = proto.graph.as_mut().unwrap();
+        graph.initializer.push(pb::TensorProto {
+            name: "target".to_owned(),
+            dims: vec![3],
+            data_type: pb::tensor_proto::DataType::Int64 as i32,
+            int64_data: vec![1 << 29, 1, 2],
+            ..pb::TensorProto::default()
+        });
+        graph.node[0].op_type = "Expand".to_owned();
+        graph.node[0].input.push("target".to_owned());
+        let onnx = proto.encode_to_vec();
+        let interface = Interface::from_bytes(&onnx).unwrap();
+        let error = Engine::load(&onnx, &interface.inputs[0], &interface.outputs[0]).err().unwrap().to_string();
+        assert!(error.contains("above the limit of 268435456 elements"), "{error}");
     }
 
     proptest! {

@@ -15,10 +15,6 @@ use super::node::{self, Node};
 use super::ops::{self, Built, Work, held};
 use super::value::{Decoded, Kind, MAX_INTEGERS, Origin, TensorRef, Value, decode};
 
-/// Most elements that all values of one step may have together: 2 GiB in single precision. The tape keeps them until
-/// the backward pass, so this bounds a run's memory.
-const MAX_STEP_ELEMENTS: usize = 1 << 29;
-
 /// Highest rank of a computed tensor; without a limit a long chain of Unsqueeze would take quadratic memory.
 const MAX_RANK: usize = 8;
 
@@ -118,14 +114,16 @@ impl<'g, B: Engine> Compiler<'g, B> {
                 if let Some(Value::Integers(integers)) = input {
                     let shape = if integers.scalar { vec![] } else { vec![integers.values.len()] };
                     let values = integers.values.iter().map(|&value| value as f32).collect();
-                    *input = Some(Value::Tensor(self.constant(values, shape, Kind::Integer)?));
+                    *input = Some(Value::Tensor(self.constant(proto, values, shape, Kind::Integer)?));
                 }
             }
         }
-        let node = Node::new(proto, inputs, self.opset, self.mode == Mode::Train);
-        let values = match builder(&node)? {
+        let node = Node::new(proto, inputs, self.opset, self.mode == Mode::Train, self.elements);
+        let built = builder(&node)?;
+        self.elements = node.held();
+        let values = match built {
             Built::Value(value) => vec![value],
-            Built::Constant { values, shape, kind } => vec![Value::Tensor(self.constant(values, shape, kind)?)],
+            Built::Constant { values, shape, kind } => vec![Value::Tensor(self.constant(proto, values, shape, kind)?)],
             Built::Step(work) => self.step(proto, work)?,
         };
         // Further outputs (a mask, indices, statistics) stay undefined: a node that reads one is refused above.
@@ -146,7 +144,7 @@ impl<'g, B: Engine> Compiler<'g, B> {
             ));
         };
         let value = match decode(tensor) {
-            Decoded::Tensor { values, shape, kind } => Value::Tensor(self.constant(values, shape, kind)?),
+            Decoded::Tensor { values, shape, kind } => Value::Tensor(self.constant(reader, values, shape, kind)?),
             Decoded::Empty => Value::Empty,
             Decoded::Integers(integers) => Value::Integers(integers),
             Decoded::Unusable(problem) => Value::Unusable(problem),
@@ -155,7 +153,14 @@ impl<'g, B: Engine> Compiler<'g, B> {
         Ok(value)
     }
 
-    fn constant(&mut self, values: Vec<f32>, shape: Vec<usize>, kind: Kind) -> Result<TensorRef, TrainingError> {
+    fn constant(
+        &mut self,
+        reader: &NodeProto,
+        values: Vec<f32>,
+        shape: Vec<usize>,
+        kind: Kind,
+    ) -> Result<TensorRef, TrainingError> {
+        self.elements = node::bounded(reader, self.elements, "a constant", &shape)?;
         let single = match values.as_slice() {
             [value] => Some(*value),
             _ => None,
@@ -206,19 +211,7 @@ impl<'g, B: Engine> Compiler<'g, B> {
         if shape.len() > MAX_RANK || shape.contains(&0) {
             return Err(node::error(proto, format!("its output has the shape {shape:?}, which training lacks")));
         }
-        let total = shape
-            .iter()
-            .try_fold(1usize, |product, &dim| product.checked_mul(dim))
-            .and_then(|len| self.elements.checked_add(len))
-            .filter(|&total| total <= MAX_STEP_ELEMENTS);
-        self.elements = total.ok_or_else(|| {
-            node::error(
-                proto,
-                format!(
-                    "with its output of shape {shape:?} a step exceeds {MAX_STEP_ELEMENTS} numbers; use a smaller batch"
-                ),
-            )
-        })?;
+        self.elements = node::bounded(proto, self.elements, "its output", shape)?;
         Ok(())
     }
 

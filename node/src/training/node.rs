@@ -1,10 +1,16 @@
 //! One node of the graph as an operator's builder sees it: checked access to its inputs and attributes.
 //! What an operator does with them is in `ops`.
 
+use std::cell::Cell;
+
 use fedge_models::pb::{AttributeProto, NodeProto, attribute_proto::AttributeType};
 
 use super::TrainingError;
 use super::value::{Integers, Kind, TensorRef, Value};
+
+/// Most elements that all values of one step may have together: 2 GiB in single precision. The tape keeps them until
+/// the backward pass, so this bounds a run's memory.
+const MAX_STEP_ELEMENTS: usize = 1 << 29;
 
 /// A node with its inputs looked up.
 pub(super) struct Node<'g> {
@@ -12,12 +18,36 @@ pub(super) struct Node<'g> {
     inputs: Vec<Option<Value>>,
     opset: i64,
     training: bool,
+    /// Elements of all values up to here.
+    held: Cell<usize>,
 }
 
 impl<'g> Node<'g> {
-    /// `inputs` are the values of the node's inputs in order, `None` where one is left out.
-    pub(super) fn new(proto: &'g NodeProto, inputs: Vec<Option<Value>>, opset: i64, training: bool) -> Node<'g> {
-        Node { proto, inputs, opset, training }
+    /// `inputs` are the values of the node's inputs in order, `None` where one is left out; `held` elements come before it.
+    pub(super) fn new(
+        proto: &'g NodeProto,
+        inputs: Vec<Option<Value>>,
+        opset: i64,
+        training: bool,
+        held: usize,
+    ) -> Node<'g> {
+        Node { proto, inputs, opset, training, held: Cell::new(held) }
+    }
+
+    /// Counts in a value of this shape, which lives until the backward pass. Refused: more than a step may hold.
+    pub(super) fn hold(&self, what: &str, shape: &[usize]) -> Result<(), TrainingError> {
+        self.held.set(bounded(self.proto, self.held.get(), what, shape)?);
+        Ok(())
+    }
+
+    /// Refuses a value of this shape, which is gone when the node is done, where it would exceed what a step may hold.
+    pub(super) fn fits(&self, what: &str, shape: &[usize]) -> Result<(), TrainingError> {
+        bounded(self.proto, self.held.get(), what, shape).map(|_| ())
+    }
+
+    /// Elements of all values up to here, this node's own included.
+    pub(super) fn held(&self) -> usize {
+        self.held.get()
     }
 
     /// ONNX's name of the operator.
@@ -209,6 +239,18 @@ impl<'g> Node<'g> {
     fn input_name(&self, index: usize) -> &str {
         self.proto.input.get(index).map_or("", String::as_str)
     }
+}
+
+/// The elements held with a value of this shape added to those before; an error that names the node where a step would hold
+/// too many.
+pub(super) fn bounded(proto: &NodeProto, held: usize, what: &str, shape: &[usize]) -> Result<usize, TrainingError> {
+    let len = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
+    let total = len.and_then(|len| held.checked_add(len)).filter(|&total| total <= MAX_STEP_ELEMENTS);
+    total.ok_or_else(|| {
+        let problem =
+            format!("with {what} of shape {shape:?} a step exceeds {MAX_STEP_ELEMENTS} numbers; use a smaller batch");
+        error(proto, problem)
+    })
 }
 
 /// An error that names a node.

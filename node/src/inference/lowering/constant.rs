@@ -1,7 +1,11 @@
 //! Constants of a graph: initializers and Constant nodes, read into the few types that quantized graphs use.
 //! What they mean to an operator is decided by its recogniser.
 
+use std::rc::Rc;
+
 use fedge_models::pb::{NodeProto, TensorProto, tensor_proto::DataType};
+
+use super::graph::Refusal;
 
 /// A constant tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +76,16 @@ impl Constant {
         }
     }
 
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        let size = match &self.data {
+            Data::U8(_) | Data::I8(_) => 1,
+            Data::F32(_) | Data::I32(_) => 4,
+            Data::I64(_) => 8,
+        };
+        self.len().saturating_mul(size)
+    }
+
     /// Float values.
     pub(super) fn floats(&self) -> Option<&[f32]> {
         match &self.data {
@@ -88,38 +102,88 @@ impl Constant {
         }
     }
 
-    /// 8- and 32-bit integers.
-    pub(super) fn codes(&self) -> Option<Vec<i32>> {
+    /// Value number `index` of 8- and 32-bit integers.
+    #[inline]
+    fn code(&self, index: usize) -> Option<i64> {
         match &self.data {
-            Data::U8(values) => Some(values.iter().map(|&value| i32::from(value)).collect()),
-            Data::I8(values) => Some(values.iter().map(|&value| i32::from(value)).collect()),
-            Data::I32(values) => Some(values.clone()),
+            Data::U8(values) => values.get(index).copied().map(i64::from),
+            Data::I8(values) => values.get(index).copied().map(i64::from),
+            Data::I32(values) => values.get(index).copied().map(i64::from),
             _ => None,
         }
     }
+
+    fn holds_codes(&self) -> bool {
+        matches!(self.data, Data::U8(_) | Data::I8(_) | Data::I32(_))
+    }
 }
 
-/// A dequantized constant: `(code - zero) × scale`.
-#[derive(Clone, Debug, PartialEq)]
+/// A dequantized constant: `(code - zero) × scale`. It shares the file's constants, which any number of nodes may read.
+#[derive(Clone, Debug)]
 pub(super) struct Weights {
-    pub shape: Vec<usize>,
-    pub codes: Vec<i32>,
-    /// One, or one for each index of `axis`.
-    pub scales: Vec<f32>,
-    /// As many as scales.
-    pub zeros: Vec<i32>,
-    pub axis: usize,
+    codes: Rc<Constant>,
+    scales: Rc<Constant>,
+    zeros: Option<Rc<Constant>>,
+    axis: usize,
 }
 
 impl Weights {
+    /// Refused: other types than 8- and 32-bit integers and float32, and lists of other lengths than one or that of `axis`.
+    pub(super) fn new(
+        codes: Rc<Constant>,
+        scales: Rc<Constant>,
+        zeros: Option<Rc<Constant>>,
+        axis: usize,
+    ) -> Result<Weights, Refusal> {
+        let count = scales.floats().ok_or("its scale is no float32")?.len();
+        if !codes.holds_codes() {
+            return Err("its constant is not 8 or 32 bits wide".to_owned());
+        }
+        if !zeros.as_ref().is_none_or(|zeros| zeros.holds_codes()) {
+            return Err("its zero point has another type".to_owned());
+        }
+        let fits = count == 1 || codes.shape.get(axis) == Some(&count);
+        if !fits || zeros.as_ref().is_some_and(|zeros| zeros.len() != count) {
+            return Err("its scales do not fit its shape".to_owned());
+        }
+        let weights = Weights { codes, scales, zeros, axis };
+        if !weights.scales().iter().all(|scale| scale.is_finite() && *scale > 0.0) {
+            return Err("a scale is not a positive number".to_owned());
+        }
+        Ok(weights)
+    }
+
+    pub(super) fn shape(&self) -> &[usize] {
+        &self.codes.shape
+    }
+
+    /// Number of values.
+    pub(super) fn len(&self) -> usize {
+        self.codes.len()
+    }
+
+    /// One, or one for each index of [`Weights::axis`].
+    pub(super) fn scales(&self) -> &[f32] {
+        self.scales.floats().unwrap_or_default()
+    }
+
+    /// Axis that several scales lie along.
+    pub(super) fn axis(&self) -> usize {
+        self.axis
+    }
+
+    /// Value number `index` in steps of scale number `channel`: without the zero point. 0 outside.
+    #[inline]
+    pub(super) fn steps(&self, index: usize, channel: usize) -> i64 {
+        let zero = self.zeros.as_ref().map_or(Some(0), |zeros| zeros.code(if zeros.len() == 1 { 0 } else { channel }));
+        self.codes.code(index).unwrap_or(0) - zero.unwrap_or(0)
+    }
+
     /// The float values.
     pub(super) fn floats(&self) -> Vec<f32> {
-        let inner: usize = self.shape.iter().skip(self.axis + 1).product::<usize>().max(1);
-        let several = self.scales.len() > 1;
-        let at = |index: usize| if several { index / inner % self.scales.len() } else { 0 };
-        let codes = self.codes.iter().enumerate();
-        codes
-            .map(|(index, code)| (i64::from(*code) - i64::from(self.zeros[at(index)])) as f32 * self.scales[at(index)])
-            .collect()
+        let inner: usize = self.shape().iter().skip(self.axis + 1).product::<usize>().max(1);
+        let scales = self.scales();
+        let of = |index: usize| if scales.len() > 1 { index / inner % scales.len() } else { 0 };
+        (0..self.len()).map(|index| self.steps(index, of(index)) as f32 * scales[of(index)]).collect()
     }
 }

@@ -1,11 +1,9 @@
 //! Stores waiting results: the step that computes them, with bias, scales, zero points and clamp worked out.
 //! What waits, and why, is decided by the recognisers.
 
-use std::rc::Rc;
-
 use super::graph::{Builder, Refusal};
 use super::kernels::elementwise::Affine;
-use super::kernels::{self, DepthwiseWeights, Range};
+use super::kernels::{self, DepthwiseWeights, Range, Weights};
 use super::program::Step;
 use super::steps::{AveragePool, Concat, Conv, Depthwise, Output, Permute, Product, Sum, Winograd};
 use super::value::{Kind, Known, Linear, Pending, Tensor};
@@ -15,11 +13,11 @@ impl Builder {
     pub(super) fn store(&mut self, pending: Pending, to: Affine) -> Result<Tensor, Refusal> {
         let range = clamped(to, pending.low, pending.high);
         let shape = pending.shape;
-        let len = shape.iter().product();
+        let len = elements(&shape)?;
         let (step, order) = match pending.kind {
             Kind::Linear(linear) => {
                 let order = linear_order(&linear, &shape);
-                (linear_step(&linear, Output::Codes(range), to.scale)?, order)
+                (self.linear_step(&linear, Output::Codes(range), to.scale)?, order)
             }
             Kind::Sum([(a, of_a), (b, of_b)]) => {
                 let over = |of: Affine| Affine { scale: of.scale / to.scale, zero: of.zero };
@@ -45,7 +43,8 @@ impl Builder {
                 let order = concat_order(&parts, &shape);
                 let table = |of: Affine| (of != to || range != to.range()).then(|| recoding(of, to.scale, range));
                 let wide = |tensor: &Tensor| if order.is_some() { tensor.image().0 } else { tensor.len() };
-                let concat = Concat { parts: parts.iter().map(|(part, of)| (wide(part), table(*of))).collect() };
+                self.reserve(parts.len().saturating_mul(Concat::BYTES_OF_PART))?;
+                let concat = Concat::new(parts.iter().map(|(part, of)| (wide(part), table(*of))));
                 (Step::Concat { from: parts.iter().map(|(part, _)| part.id).collect(), concat }, order)
             }
             Kind::Function(x, values) => {
@@ -80,14 +79,56 @@ impl Builder {
             }
             Known::Pending(Pending { kind: Kind::Linear(linear), shape, low, high }) => {
                 let order = linear_order(&linear, &shape);
-                let step = linear_step(&linear, Output::Floats(Range { zero: 0, low, high }), 1.0)?;
-                let id = self.push(step, shape.iter().product(), true)?;
+                let step = self.linear_step(&linear, Output::Floats(Range { zero: 0, low, high }), 1.0)?;
+                let id = self.push(step, elements(&shape)?, true)?;
                 Ok(Tensor { id, shape, order })
             }
             Known::Pending(_) => Err("its result is read in float".to_owned()),
             Known::Codes(..) => Err("integers are read as they are".to_owned()),
             Known::Constant(_) | Known::Weights(_) => Err("a constant is read as a value".to_owned()),
         }
+    }
+
+    fn linear_step(&mut self, linear: &Linear, output: Output, out_scale: f32) -> Result<Step, Refusal> {
+        let Linear { x, input, window, groups, depth, scales, .. } = linear;
+        let (columns, each) = (scales.len(), scales.len() / groups);
+        let codes = match output {
+            Output::Codes(range) => Some(range),
+            Output::Floats(_) => None,
+        };
+        let depthwise = codes.filter(|_| *groups == window.c && each == 1 && *groups > 1);
+        let winograd = codes.filter(|_| *groups == 1 && Winograd::gains(window, columns));
+        self.reserve(match (depthwise, winograd) {
+            (Some(_), _) => DepthwiseWeights::packed_bytes(columns, window.taps()),
+            (_, Some(_)) => Winograd::packed_bytes(window, columns),
+            _ => groups.saturating_mul(size_of::<Weights>() + Weights::packed_bytes(each, *depth)),
+        })?;
+        let folded = folded(linear)?;
+        let multiplier: Vec<f32> = scales.iter().map(|scale| input.scale * scale / out_scale).collect();
+        if !multiplier.iter().all(|multiplier| multiplier.is_finite()) {
+            return Err("its scales are too far apart".to_owned());
+        }
+        let (from, padding) = (x.id, input.zero as u8);
+        let at = |column: usize, k: usize| linear.weight(column, k) as i16;
+        if let Some(range) = depthwise {
+            let weights = DepthwiseWeights::pack(columns, window.taps(), at, &folded, &multiplier);
+            return Ok(Step::Depthwise {
+                from,
+                conv: Box::new(Depthwise { window: *window, weights, padding, range }),
+            });
+        }
+        if let Some(range) = winograd
+            && let Some(conv) = Winograd::new(*window, at, &folded, &multiplier, padding, range)
+        {
+            return Ok(Step::Winograd { from, conv: Box::new(conv) });
+        }
+        let groups = (0..*groups).map(|group| {
+            let part = group * each..(group + 1) * each;
+            let at = |column: usize, k: usize| at(group * each + column, k);
+            Weights::pack(each, *depth, at, &folded[part.clone()], &multiplier[part])
+        });
+        let groups = groups.collect();
+        Ok(Step::Conv { from, conv: Box::new(Conv { window: *window, groups, padding, output }) })
     }
 
     /// The same value in ONNX's order.
@@ -149,47 +190,32 @@ fn concat_order(parts: &[(Tensor, Affine)], shape: &[usize]) -> Option<(usize, u
     (!parts.is_empty() && shape.len() > 1 && c > 1 && s > 1).then_some((c, s))
 }
 
-fn linear_step(linear: &Rc<Linear>, output: Output, out_scale: f32) -> Result<Step, Refusal> {
-    let Linear { x, input, window, groups, weights, depth, scales, bias, .. } = &**linear;
-    let columns = scales.len();
-    let mut folded = Vec::with_capacity(columns);
-    for (bias, row) in bias.iter().zip(weights.chunks_exact((*depth).max(1))) {
-        let sum: i64 = row.iter().map(|&weight| i64::from(weight)).sum();
-        let reach: i64 = row.iter().map(|&weight| i64::from(weight).abs()).sum::<i64>() * 255;
-        let bias = bias - i64::from(input.zero) * sum;
-        if bias.abs().checked_add(reach).is_none_or(|most| most > i64::from(i32::MAX)) {
-            return Err("its sums may exceed 32 bits".to_owned());
+/// Each column's bias with the share of the input's zero point taken out. Refused: weights of more than 8 bits and sums of
+/// more than 32.
+fn folded(linear: &Linear) -> Result<Vec<i32>, Refusal> {
+    let zero = i64::from(linear.input.zero);
+    let column = |(column, bias): (usize, &i64)| {
+        let (mut sum, mut reach) = (0i64, 0i64);
+        for k in 0..linear.depth {
+            let weight = linear.weight(column, k);
+            if weight.abs() > 255 {
+                return Err("its weights are not 8 bits wide".to_owned());
+            }
+            sum += weight;
+            reach += weight.abs() * 255;
         }
-        folded.push(i32::try_from(bias).map_err(|_| "its bias exceeds 32 bits")?);
-    }
-    let multiplier: Vec<f32> = scales.iter().map(|scale| input.scale * scale / out_scale).collect();
-    if !multiplier.iter().all(|multiplier| multiplier.is_finite()) {
-        return Err("its scales are too far apart".to_owned());
-    }
-    let padding = input.zero as u8;
-    let from = x.id;
-    if let Output::Codes(range) = output
-        && *groups == window.c
-        && *groups == columns
-        && *groups > 1
-    {
-        let taps = window.taps();
-        let at = |channel: usize, tap: usize| weights[channel * taps + tap];
-        let weights = DepthwiseWeights::pack(columns, taps, at, &folded, &multiplier);
-        return Ok(Step::Depthwise { from, conv: Box::new(Depthwise { window: *window, weights, padding, range }) });
-    }
-    if let Output::Codes(range) = output
-        && *groups == 1
-        && let Some(conv) = Winograd::new(*window, weights, &folded, &multiplier, padding, range)
-    {
-        return Ok(Step::Winograd { from, conv: Box::new(conv) });
-    }
-    let each = columns / groups;
-    let groups = (0..*groups).map(|group| {
-        let part = group * each..(group + 1) * each;
-        let at = |column: usize, k: usize| weights[(group * each + column) * depth + k];
-        kernels::Weights::pack(each, *depth, at, &folded[part.clone()], &multiplier[part])
-    });
-    let groups = groups.collect();
-    Ok(Step::Conv { from, conv: Box::new(Conv { window: *window, groups, padding, output }) })
+        let bias = bias.checked_sub(zero * sum).and_then(|bias| i32::try_from(bias).ok());
+        let bias = bias.ok_or("its bias exceeds 32 bits")?;
+        match i64::from(bias).abs() + reach <= i64::from(i32::MAX) {
+            true => Ok(bias),
+            false => Err("its sums may exceed 32 bits".to_owned()),
+        }
+    };
+    linear.bias.iter().enumerate().map(column).collect()
+}
+
+/// Number of elements of a shape; `None` beyond what any value may have.
+fn elements(shape: &[usize]) -> Result<usize, Refusal> {
+    let len = shape.iter().try_fold(1usize, |len, &dim| len.checked_mul(dim));
+    len.ok_or_else(|| format!("gives a value of the shape {shape:?}"))
 }

@@ -14,6 +14,12 @@ use super::value::{Known, Pending, Tensor};
 /// Most elements of one sample of any value: 1 GiB as f32.
 pub(super) const MAX_LEN: usize = 1 << 28;
 
+/// What may be made of constants, by the bytes of the constants themselves: 8-bit weights are packed as 16-bit ones, and 3 × 3
+/// kernels as 4 × 4 ones.
+const EXPANSION: usize = 4;
+/// What may be made of constants in any case, in bytes: small groups of channels are padded.
+const FREE_ROOM: usize = 64 << 20;
+
 /// Why a node does not lower.
 pub(super) type Refusal = String;
 
@@ -23,6 +29,8 @@ pub(super) struct Builder {
     pub steps: Vec<Step>,
     pub values: Vec<Value>,
     pub opset: i64,
+    /// Bytes that may still be made of constants. A short file can read one constant any number of times.
+    room: usize,
 }
 
 /// A node that does not lower, and why.
@@ -44,10 +52,11 @@ pub(super) fn build(
     shape: Vec<usize>,
     output: &str,
 ) -> Result<Program, NotLowered> {
-    let mut builder = Builder { known: HashMap::new(), steps: Vec::new(), values: Vec::new(), opset };
+    let mut builder = Builder { known: HashMap::new(), steps: Vec::new(), values: Vec::new(), opset, room: FREE_ROOM };
     for tensor in &graph.initializer {
         if let Some(constant) = Constant::of_tensor(tensor) {
-            builder.known.insert(tensor.name.clone(), Known::Constant(Rc::new(constant)));
+            let known = builder.of_file(constant);
+            builder.known.insert(tensor.name.clone(), known);
         }
     }
     let x = Tensor { id: 0, shape, order: None };
@@ -80,15 +89,13 @@ pub(super) fn build(
     let refused = |reason| NotLowered { operator: "output".to_owned(), node: output.to_owned(), reason };
     let result = builder.known.get(output).cloned().ok_or_else(|| refused("nothing gives it".to_owned()))?;
     let result = builder.float(result).and_then(|tensor| builder.plain(tensor)).map_err(refused)?;
-    Ok(Program::new(builder.steps, builder.values, result.id))
+    Program::new(builder.steps, builder.values, result.id).map_err(refused)
 }
 
 impl Builder {
     fn node(&mut self, node: &NodeProto) -> Result<Known, Refusal> {
         match node.op_type.as_str() {
-            "Constant" => {
-                Constant::of_node(node).map(|c| Known::Constant(Rc::new(c))).ok_or_else(|| "has another type".into())
-            }
+            "Constant" => Constant::of_node(node).map(|c| self.of_file(c)).ok_or_else(|| "has another type".into()),
             "QuantizeLinear" => self.quantize(node),
             "DequantizeLinear" => self.dequantize(node),
             "Conv" => self.conv(node),
@@ -107,6 +114,20 @@ impl Builder {
             "Transpose" => self.transpose(node),
             _ => Err("has no integer form here".to_owned()),
         }
+    }
+
+    /// A constant that the file holds.
+    fn of_file(&mut self, constant: Constant) -> Known {
+        self.room = self.room.saturating_add(constant.bytes().saturating_mul(EXPANSION));
+        Known::Constant(Rc::new(constant))
+    }
+
+    /// Takes the bytes of what is about to be made of constants.
+    pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let refused =
+            || format!("what is made of constants exceeds {EXPANSION} times their size and {FREE_ROOM} bytes");
+        self.room = self.room.checked_sub(bytes).ok_or_else(refused)?;
+        Ok(())
     }
 
     /// Input number `index` of a node.
@@ -137,6 +158,7 @@ impl Builder {
         if len > MAX_LEN {
             return Err(format!("gives {len} values a sample, more than {MAX_LEN}"));
         }
+        self.reserve(size_of::<Step>() + size_of::<Value>())?;
         self.steps.push(step);
         self.values.push(Value { len, float });
         Ok(self.steps.len())
@@ -154,7 +176,10 @@ impl Builder {
                 Ok(Known::Codes(Tensor { id, order: order.or(tensor.order), ..tensor }, signed))
             }
             Known::Real(tensor, from) => Ok(Known::Codes(self.recode(tensor, from, affine)?, signed)),
-            Known::Constant(constant) => quantize_constant(&constant, affine, signed),
+            Known::Constant(constant) => {
+                self.reserve(constant.len())?;
+                quantize_constant(&constant, affine, signed)
+            }
             _ => Err("quantizes what is no float".to_owned()),
         }
     }
@@ -166,29 +191,24 @@ impl Builder {
                 if other == signed { Ok(Known::Real(tensor, affine)) } else { Err("mixes signed and unsigned".into()) }
             }
             Known::Constant(constant) => {
-                let codes = constant.codes().ok_or("its constant is not 8 or 32 bits wide")?;
-                let scales = match self.get(node, 1)? {
-                    Known::Constant(scale) => scale.floats().map(<[f32]>::to_vec).ok_or("its scale is no float32")?,
-                    _ => return Err("its scale is not constant".to_owned()),
+                let Known::Constant(scales) = self.get(node, 1)? else {
+                    return Err("its scale is not constant".to_owned());
                 };
                 let zeros = match self.optional(node, 2)? {
-                    None => vec![0; scales.len()],
-                    Some(Known::Constant(zero)) => zero.codes().ok_or("its zero point has another type")?,
+                    None => None,
+                    Some(Known::Constant(zeros)) => Some(zeros),
                     Some(_) => return Err("its zero point is not constant".to_owned()),
                 };
                 let rank = constant.shape.len();
                 let axis = int(node, "axis", 1);
                 let axis = if axis < 0 { axis + rank as i64 } else { axis };
-                let axis = usize::try_from(axis).unwrap_or(0);
-                let fits = scales.len() == 1 || constant.shape.get(axis) == Some(&scales.len());
-                if !fits || zeros.len() != scales.len() || int(node, "block_size", 0) != 0 {
+                let axis = usize::try_from(axis).map_err(|_| "its axis is out of range")?;
+                if int(node, "block_size", 0) != 0 {
                     return Err("its scales do not fit its shape".to_owned());
                 }
-                if !scales.iter().all(|scale| scale.is_finite() && *scale > 0.0) {
-                    return Err("a scale is not a positive number".to_owned());
-                }
-                let shape = constant.shape.clone();
-                Ok(Known::Weights(Rc::new(Weights { shape, codes, scales, zeros, axis })))
+                // Nothing is copied, but each of them is looked at.
+                self.reserve(scales.len())?;
+                Ok(Known::Weights(Rc::new(Weights::new(constant, scales, zeros, axis)?)))
             }
             _ => Err("its input is not quantized".to_owned()),
         }

@@ -9,34 +9,33 @@ use super::constant::Weights;
 use super::graph::{Builder, MAX_LEN, Refusal, float, int, ints, text};
 use super::kernels::elementwise::Affine;
 use super::steps::Window;
-use super::value::{Kind, Known, Linear, Pending, Tensor};
+use super::value::{Kind, Known, Layout, Linear, Pending, Tensor};
+
+/// What a waiting product holds for each column, its bias and scales, while they are worked out twice.
+const BYTES_OF_COLUMN: usize = 32;
 
 impl Builder {
     pub(super) fn conv(&mut self, node: &NodeProto) -> Result<Known, Refusal> {
         let (x, input) = self.real(node, 0)?;
         let weights = self.weights(node)?;
         let rank = x.shape.len();
-        if !(2..=3).contains(&rank) || weights.shape.len() != rank + 1 {
-            return Err(format!("is over {} dimensions", weights.shape.len()));
+        let shape = weights.shape();
+        if !(2..=3).contains(&rank) || shape.len() != rank + 1 {
+            return Err(format!("is over {} dimensions", shape.len()));
         }
         let x = self.channels_last(x)?;
-        let columns = weights.shape[0];
+        let (columns, channels) = (shape[0], shape[1]);
         let groups = usize::try_from(int(node, "group", 1)).unwrap_or(0);
-        let kernel = &weights.shape[2..];
-        let window = window(node, &x.shape, kernel, false)?;
-        let depth = weights.shape[1] * window.taps();
-        if groups == 0 || columns == 0 || columns % groups != 0 || weights.shape[1] * groups != window.c {
+        let window = window(node, &x.shape, &shape[2..], false)?;
+        if groups == 0 || columns == 0 || columns % groups != 0 || channels.checked_mul(groups) != Some(window.c) {
             return Err("its groups do not fit its channels".to_owned());
         }
-        let (per, taps) = (weights.shape[1], window.taps());
-        // From [column, channel, position] to [column, position, channel].
-        let at = |column: usize, k: usize| (column * per + k % per) * taps + k / per;
-        let scales = scales(&weights, columns, 0)?;
-        let packed = packed(&weights, columns, depth, at)?;
+        let (depth, layout) = (channels * window.taps(), Layout::Filters { channels, taps: window.taps() });
+        let scales = self.scales(&weights, columns, 0)?;
         let bias = self.bias(node, 1.0, input, &scales)?;
         let mut shape = vec![columns];
         shape.extend(&window.out[3 - rank..]);
-        let linear = Linear { x, input, window, groups, weights: packed, image: true, depth, scales, bias };
+        let linear = Linear { x, input, window, groups, weights, layout, image: true, depth, scales, bias };
         Ok(Pending::known(Kind::Linear(Rc::new(linear)), shape))
     }
 
@@ -54,20 +53,15 @@ impl Builder {
     fn product(&mut self, node: &NodeProto, transposed: bool, alpha: f32, beta: f32) -> Result<Known, Refusal> {
         let (x, input) = self.real(node, 0)?;
         let weights = self.weights(node)?;
-        let [first, second] = weights.shape[..] else { return Err("its weights are no matrix".to_owned()) };
+        let &[first, second] = weights.shape() else { return Err("its weights are no matrix".to_owned()) };
         let (depth, columns) = if transposed { (second, first) } else { (first, second) };
         let x = if x.shape.len() == 1 { x } else { self.plain(x)? };
         let rows = x.len() / depth.max(1);
         if x.shape.last() != Some(&depth) || columns == 0 || depth == 0 || rows == 0 {
-            return Err(format!("multiplies {:?} by {:?}", x.shape, weights.shape));
+            return Err(format!("multiplies {:?} by {:?}", x.shape, weights.shape()));
         }
-        // Where the input lies channels last, the weights are put into its order instead.
-        let lies = |k: usize| x.order.map_or(k, |(c, s)| k % c * s + k / c);
-        let at = |column: usize, k: usize| {
-            if transposed { column * depth + lies(k) } else { lies(k) * columns + column }
-        };
-        let mut scales = scales(&weights, columns, usize::from(!transposed))?;
-        let packed = packed(&weights, columns, depth, at)?;
+        let layout = if transposed { Layout::Rows(x.order) } else { Layout::Columns(x.order) };
+        let mut scales = self.scales(&weights, columns, usize::from(!transposed))?;
         scales.iter_mut().for_each(|scale| *scale *= alpha);
         if !scales.iter().all(|scale| scale.is_normal()) {
             return Err("its weights' scale vanishes".to_owned());
@@ -80,7 +74,7 @@ impl Builder {
         let ones = [1, 1];
         let window =
             Window { h: 1, w: rows, c: depth, kernel: ones, stride: ones, dilation: ones, pad: [0, 0], out: [1, rows] };
-        let linear = Linear { x, input, window, groups: 1, weights: packed, image: false, depth, scales, bias };
+        let linear = Linear { x, input, window, groups: 1, weights, layout, image: false, depth, scales, bias };
         Ok(Pending::known(Kind::Linear(Rc::new(linear)), shape))
     }
 
@@ -96,14 +90,50 @@ impl Builder {
         let Some(known) = self.optional(node, 2)? else { return Ok(vec![0; scales.len()]) };
         bias_steps(&known, beta, input, scales)
     }
+
+    /// One scale for each column.
+    fn scales(&mut self, weights: &Weights, columns: usize, axis: usize) -> Result<Vec<f32>, Refusal> {
+        self.reserve(columns.saturating_mul(BYTES_OF_COLUMN))?;
+        match weights.scales() {
+            [one] => Ok(vec![*one; columns]),
+            several if several.len() == columns && weights.axis() == axis => Ok(several.to_vec()),
+            _ => Err("its weights' scales do not follow the output's channels".to_owned()),
+        }
+    }
+
+    /// Where a matrix product waits, adds a constant of one value a column to its bias.
+    pub(super) fn with_bias(&mut self, pending: &Pending, constant: &Known) -> Result<Known, Refusal> {
+        let refused = || "adds what is neither quantized nor a bias".to_owned();
+        let Kind::Linear(linear) = &pending.kind else { return Err(refused()) };
+        let bounded = pending.low != f32::NEG_INFINITY || pending.high != f32::INFINITY;
+        // A constant of more dimensions would widen the result.
+        if linear.image || bounded || rank(constant) > pending.shape.len() + 1 {
+            return Err(refused());
+        }
+        self.reserve(linear.scales.len().saturating_mul(BYTES_OF_COLUMN))?;
+        let mut linear = Linear::clone(linear);
+        let more = bias_steps(constant, 1.0, linear.input, &linear.scales)?;
+        linear.bias.iter_mut().zip(more).for_each(|(bias, more)| *bias = bias.saturating_add(more));
+        Ok(Known::Pending(Pending { kind: Kind::Linear(Rc::new(linear)), ..pending.clone() }))
+    }
+}
+
+/// Dimensions of a value, the batch included.
+pub(super) fn rank(known: &Known) -> usize {
+    match known {
+        Known::Constant(constant) => constant.shape.len(),
+        Known::Weights(weights) => weights.shape().len(),
+        Known::Codes(tensor, _) | Known::Real(tensor, _) | Known::Float(tensor) => tensor.shape.len() + 1,
+        Known::Pending(pending) => pending.shape.len() + 1,
+    }
 }
 
 /// A bias of one value a column in steps of input scale × weight scale.
 pub(super) fn bias_steps(known: &Known, beta: f32, input: Affine, scales: &[f32]) -> Result<Vec<i64>, Refusal> {
     let columns = scales.len();
     let shape = match known {
-        Known::Constant(constant) => &constant.shape,
-        Known::Weights(weights) => &weights.shape,
+        Known::Constant(constant) => &*constant.shape,
+        Known::Weights(weights) => weights.shape(),
         _ => return Err("its bias is not constant".to_owned()),
     };
     if shape.iter().product::<usize>() != 1 && shape.last() != Some(&columns) {
@@ -118,11 +148,10 @@ pub(super) fn bias_steps(known: &Known, beta: f32, input: Affine, scales: &[f32]
         Known::Constant(constant) => constant.floats().ok_or("its bias has another type")?.to_vec(),
         Known::Weights(weights) => {
             let same = |(index, scale): (usize, &f32)| *scale == steps[index % columns];
-            let whole = weights.codes.len() == columns && beta == 1.0;
-            let matches = weights.scales.len() == columns || steps.iter().all(|step| *step == steps[0]);
-            if whole && matches && weights.scales.iter().enumerate().all(same) {
-                let zero = |index: usize| i64::from(weights.zeros[index % weights.zeros.len()]);
-                return Ok(weights.codes.iter().enumerate().map(|(i, code)| i64::from(*code) - zero(i)).collect());
+            let whole = weights.len() == columns && beta == 1.0;
+            let matches = weights.scales().len() == columns || steps.iter().all(|step| *step == steps[0]);
+            if whole && matches && weights.scales().iter().enumerate().all(same) {
+                return Ok((0..columns).map(|index| weights.steps(index, index)).collect());
             }
             weights.floats()
         }
@@ -132,33 +161,6 @@ pub(super) fn bias_steps(known: &Known, beta: f32, input: Affine, scales: &[f32]
         return Err(format!("its bias has {} values for {columns} columns", values.len()));
     }
     Ok(rounded(&values))
-}
-
-/// One scale for each column.
-fn scales(weights: &Weights, columns: usize, axis: usize) -> Result<Vec<f32>, Refusal> {
-    match weights.scales.len() {
-        1 => Ok(vec![weights.scales[0]; columns]),
-        several if several == columns && weights.axis == axis => Ok(weights.scales.clone()),
-        _ => Err("its weights' scales do not follow the output's channels".to_owned()),
-    }
-}
-
-/// Weights without their zero points, in packing order.
-fn packed(
-    weights: &Weights,
-    columns: usize,
-    depth: usize,
-    at: impl Fn(usize, usize) -> usize,
-) -> Result<Vec<i16>, Refusal> {
-    let mut packed = Vec::with_capacity(columns * depth);
-    for column in 0..columns {
-        let zero = if weights.zeros.len() == 1 { weights.zeros[0] } else { weights.zeros[column] };
-        for k in 0..depth {
-            let value = weights.codes[at(column, k)].checked_sub(zero).filter(|value| value.abs() <= 255);
-            packed.push(value.and_then(|value| i16::try_from(value).ok()).ok_or("its weights are not 8 bits wide")?);
-        }
-    }
-    Ok(packed)
 }
 
 /// The window of a convolution or pool over an image `[c, h, w]` or `[c, w]`.
@@ -216,18 +218,6 @@ pub(super) fn window(node: &NodeProto, shape: &[usize], kernel: &[usize], ceil: 
         Some(size) if size <= MAX_LEN << 4 => Ok(window),
         _ => Err("its windows are too large".to_owned()),
     }
-}
-
-/// Where a matrix product waits, adds a constant of one value a column to its bias.
-pub(super) fn with_bias(pending: &Pending, constant: &Known) -> Option<Pending> {
-    let Kind::Linear(linear) = &pending.kind else { return None };
-    if linear.image || pending.low != f32::NEG_INFINITY || pending.high != f32::INFINITY {
-        return None;
-    }
-    let mut linear = Linear::clone(linear);
-    let more = bias_steps(constant, 1.0, linear.input, &linear.scales).ok()?;
-    linear.bias.iter_mut().zip(more).for_each(|(bias, more)| *bias = bias.saturating_add(more));
-    Some(Pending { kind: Kind::Linear(Rc::new(linear)), ..pending.clone() })
 }
 
 /// The tensor's shape fits an image `[c, h, w]` or `[c, w]`.

@@ -7,7 +7,7 @@ use fedge_models::pb::NodeProto;
 
 use super::graph::{Builder, Refusal, clamp, float, int};
 use super::kernels::elementwise::Affine;
-use super::linear::with_bias;
+use super::linear::rank;
 use super::program::Step;
 use super::value::{Kind, Known, Pending, Tensor};
 
@@ -38,7 +38,7 @@ impl Builder {
     fn bound(&self, node: &NodeProto, index: usize, name: &str, default: f32) -> Result<f32, Refusal> {
         match self.optional(node, index)? {
             None => Ok(float(node, name, default)),
-            Some(known) => scalar(&known).ok_or_else(|| "its bounds are not constant".to_owned()),
+            Some(known) => scalar(&known, usize::MAX).ok_or_else(|| "its bounds are not constant".to_owned()),
         }
     }
 
@@ -46,19 +46,17 @@ impl Builder {
     pub(super) fn arithmetic(&mut self, node: &NodeProto) -> Result<Known, Refusal> {
         let operator = node.op_type.as_str();
         let (a, b) = (self.get(node, 0)?, self.get(node, 1)?);
-        if let Some(b) = scalar(&b) {
+        if let Some(b) = scalar(&b, rank(&a)) {
             let with = |value: f32| calculated(operator, value, b);
             return with_constant(a, with);
         }
-        if let Some(a) = scalar(&a) {
+        if let Some(a) = scalar(&a, rank(&b)) {
             let with = |value: f32| calculated(operator, a, value);
             return with_constant(b, with);
         }
         match (operator, a, b) {
             ("Add", Known::Pending(pending), constant) | ("Add", constant, Known::Pending(pending)) => {
-                with_bias(&pending, &constant)
-                    .map(Known::Pending)
-                    .ok_or_else(|| "adds what is neither quantized nor a bias".to_owned())
+                self.with_bias(&pending, &constant)
             }
             ("Add", Known::Real(a, of_a), Known::Real(b, of_b)) => {
                 let [a, b] = self.aligned(a, b)?;
@@ -120,7 +118,7 @@ impl Builder {
             let part = if image { self.channels_last(part)? } else { self.plain(part)? };
             aligned.push((part, of));
         }
-        Ok(Pending::known(Kind::Concat(aligned), shape))
+        Ok(Pending::known(Kind::Concat(aligned.into()), shape))
     }
 
     pub(super) fn softmax(&mut self, node: &NodeProto) -> Result<Known, Refusal> {
@@ -202,11 +200,12 @@ fn with_constant(known: Known, with: impl Fn(f32) -> f32) -> Result<Known, Refus
     Ok(Pending::known(Kind::Function(tensor, values.into()), shape))
 }
 
-/// The value of a constant of one element whose shape cannot widen its partner's.
-fn scalar(known: &Known) -> Option<f32> {
+/// The value of a constant of one element whose shape cannot widen that of its partner, which has so many dimensions.
+fn scalar(known: &Known, partner: usize) -> Option<f32> {
     match known {
+        _ if rank(known) > partner => None,
         Known::Constant(constant) if constant.len() == 1 => constant.floats().map(|values| values[0]),
-        Known::Weights(weights) if weights.codes.len() == 1 => weights.floats().first().copied(),
+        Known::Weights(weights) if weights.len() == 1 => weights.floats().first().copied(),
         _ => None,
     }
 }

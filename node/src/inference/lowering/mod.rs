@@ -2,8 +2,11 @@
 //! Loading, batching and falling back to tract are `engine`'s; nothing here reads files.
 //!
 //! A graph is walked node by node (`graph`, with `linear`, `mixing`, `moving`), results wait until they are quantized and are
-//! then stored in one go (`emit`); the program (`program`) runs steps (`steps`) made of kernels (`kernels`).
+//! then stored in one go (`emit`); the program (`program`) runs steps (`steps`) made of kernels (`kernels`) over shared `buffers`.
 
+#[cfg(test)]
+mod bounds_tests;
+mod buffers;
 mod constant;
 mod emit;
 mod graph;

@@ -9,7 +9,7 @@ use super::program::Step;
 use super::steps::{MaxPool, Window};
 use super::value::{Kind, Known, Pending, Tensor};
 
-/// Most dimensions of a Transpose, as of a constant.
+/// Most dimensions of a sample, as of a constant: `Permute` recurses over them, and each value has a copy of its own.
 const MAX_RANK: usize = 16;
 
 impl Builder {
@@ -39,6 +39,9 @@ impl Builder {
             _ => Vec::new(),
         };
         let axes = if target.is_empty() { self.list(node, 1, "axes").unwrap_or_default() } else { Vec::new() };
+        if target.len().max(axes.len()) > MAX_RANK {
+            return Err(format!("gives more than {MAX_RANK} dimensions"));
+        }
         let (operator, zero_copies) = (node.op_type.clone(), int(node, "allowzero", 0) == 0);
         self.moved(known, |_, tensor| {
             let shape = match operator.as_str() {
@@ -47,6 +50,9 @@ impl Builder {
                 _ => reshaped(&tensor.shape, &target, zero_copies),
             };
             let shape = shape.ok_or("changes the batch, or its shape is not constant")?;
+            if shape.len() > MAX_RANK {
+                return Err(format!("gives more than {MAX_RANK} dimensions"));
+            }
             Ok(Tensor { shape, ..tensor })
         })
     }
@@ -68,7 +74,6 @@ impl Builder {
         self.moved(known, |builder, tensor| {
             let tensor = builder.plain(tensor)?;
             let rank = tensor.shape.len();
-            // `Permute` recurses over the dimensions.
             if rank > MAX_RANK {
                 return Err(format!("is over {rank} dimensions"));
             }

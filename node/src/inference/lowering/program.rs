@@ -1,5 +1,5 @@
 //! A lowered program: steps over values, the buffers they share, and running any batch through them.
-//! Which steps a graph becomes is `lower`'s; what a step computes is `steps`'.
+//! Which steps a graph becomes is `lower`'s; what a step computes is `steps`', and where values lie `buffers`'.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
+use super::buffers::{self, Buffers, MAX_BYTES};
+use super::graph::Refusal;
 use super::kernels::elementwise::{self, Affine};
 use super::kernels::{Isa, SLACK};
 use super::steps::{
@@ -14,9 +16,9 @@ use super::steps::{
 };
 
 /// Activations of the samples that run together stay about within this, so that they stay in cache.
-const TOGETHER_BYTES: usize = 10 << 20;
+const TOGETHER_BYTES: u64 = 10 << 20;
 /// Most samples that run together.
-const MOST_TOGETHER: usize = 64;
+const MOST_TOGETHER: u64 = 64;
 /// Threads whose buffers are kept for the next batch.
 const KEPT_STATES: usize = 16;
 
@@ -123,6 +125,8 @@ pub(crate) struct Program {
     buffers: Vec<Value>,
     output: Id,
     together: usize,
+    /// So many may have buffers at a time.
+    most_threads: usize,
     isa: Isa,
     states: Mutex<Vec<State>>,
 }
@@ -137,49 +141,16 @@ struct State {
 }
 
 impl Program {
-    /// Plans buffers: a value's place is free again after its last reader. `values[0]` is the f32 input, `output` an f32
-    /// value; step `i` gives value `i + 1`.
-    pub(super) fn new(steps: Vec<Step>, values: Vec<Value>, output: Id) -> Program {
-        let mut last = vec![0; values.len()];
-        for (index, step) in steps.iter().enumerate() {
-            for id in step.reads() {
-                last[id] = index;
-            }
-        }
-        last[output] = steps.len();
-        let mut buffers: Vec<Value> = Vec::new();
-        let mut places = vec![usize::MAX; values.len()];
-        let mut free: Vec<usize> = Vec::new();
-        for (index, step) in steps.iter().enumerate() {
-            let value = values[index + 1];
-            let fits = |place: &&usize| buffers[**place].float == value.float;
-            // The nearest in size, so that a small value does not hold a large buffer.
-            let chosen = free.iter().filter(fits).min_by_key(|&&place| buffers[place].len.abs_diff(value.len)).copied();
-            let place = match chosen {
-                Some(place) => {
-                    free.retain(|&other| other != place);
-                    buffers[place].len = buffers[place].len.max(value.len);
-                    place
-                }
-                None => {
-                    buffers.push(value);
-                    buffers.len() - 1
-                }
-            };
-            places[index + 1] = place;
-            let mut done = step.reads();
-            done.push(index + 1);
-            done.sort_unstable();
-            done.dedup();
-            for id in done {
-                if id != 0 && last[id] <= index {
-                    free.push(places[id]);
-                }
-            }
-        }
-        let bytes: usize = buffers.iter().map(|buffer| buffer.len * if buffer.float { 4 } else { 1 }).sum();
+    /// `values[0]` is the f32 input, `output` an f32 value; step `i` gives value `i + 1`. Refused: values that together take
+    /// more than [`MAX_BYTES`] for one sample.
+    pub(super) fn new(steps: Vec<Step>, values: Vec<Value>, output: Id) -> Result<Program, Refusal> {
+        let reads: Vec<Vec<Id>> = steps.iter().map(Step::reads).collect();
+        let Buffers { places, buffers, bytes } = buffers::plan(&reads, &values, output)?;
         let together = (TOGETHER_BYTES / bytes.max(1)).clamp(1, MOST_TOGETHER);
-        Program { steps, values, places, buffers, output, together, isa: Isa::detect(), states: Mutex::default() }
+        let most_threads = usize::try_from(MAX_BYTES / (bytes * together).max(1)).unwrap_or(usize::MAX);
+        let together = together as usize;
+        let (isa, states) = (Isa::detect(), Mutex::default());
+        Ok(Program { steps, values, places, buffers, output, together, most_threads, isa, states })
     }
 
     /// The same program on other kernels; for tests and comparisons.
@@ -209,10 +180,12 @@ impl Program {
         self.values[self.output].len
     }
 
-    /// Runs `input`, any number of samples, on up to `threads` threads of the current rayon pool; appends the outputs.
+    /// Runs `input`, any number of samples, on up to `threads` threads of the current rayon pool; appends the outputs. The
+    /// buffers of all threads together stay within [`MAX_BYTES`].
     pub(crate) fn run(&self, input: &[f32], threads: usize, output: &mut Vec<f32>) {
         let (len, out_len) = (self.values[0].len.max(1), self.output_len());
         let rows = input.len() / len;
+        let threads = if threads > self.most_threads { 1 } else { threads };
         let start = output.len();
         output.resize(start + rows * out_len, 0.0);
         let output = &mut output[start..];

@@ -71,7 +71,7 @@ pub(super) enum Kind {
         window: Window,
         count_padding: bool,
     },
-    Concat(Vec<(Tensor, Affine)>),
+    Concat(Rc<[(Tensor, Affine)]>),
     /// The float result for each code.
     Function(Tensor, Rc<[f32]>),
 }
@@ -83,8 +83,9 @@ pub(super) struct Linear {
     pub input: Affine,
     pub window: Window,
     pub groups: usize,
-    /// Zero points are subtracted; `[columns, depth]`, depth in the order kernel row, kernel column, channel.
-    pub weights: Vec<i16>,
+    /// `[columns, depth]` by way of `layout`, depth in the order kernel row, kernel column, channel.
+    pub weights: Rc<Weights>,
+    pub layout: Layout,
     /// A convolution's result is an image, channels first in ONNX; a matrix product's is not.
     pub image: bool,
     /// Depth of each group.
@@ -93,6 +94,32 @@ pub(super) struct Linear {
     pub scales: Vec<f32>,
     /// One a column, in steps of input scale × weight scale.
     pub bias: Vec<i64>,
+}
+
+/// Where the weights of a [`Linear`] lie in the file's tensor.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Layout {
+    /// `[column, channel, position]`.
+    Filters { channels: usize, taps: usize },
+    /// `[column, depth]`, read in the order in which an input of this order lies.
+    Rows(Option<(usize, usize)>),
+    /// `[depth, column]`, likewise.
+    Columns(Option<(usize, usize)>),
+}
+
+impl Linear {
+    /// Weight number `k` of a column, in steps of its scale.
+    #[inline]
+    pub(super) fn weight(&self, column: usize, k: usize) -> i64 {
+        // Where the input lies channels last, the weights are read in its order instead.
+        let lies = |order: Option<(usize, usize)>| order.map_or(k, |(c, s)| k % c * s + k / c);
+        let index = match self.layout {
+            Layout::Filters { channels, taps } => (column * channels + k % channels) * taps + k / channels,
+            Layout::Rows(order) => column * self.depth + lies(order),
+            Layout::Columns(order) => lies(order) * self.scales.len() + column,
+        };
+        self.weights.steps(index, column)
+    }
 }
 
 impl Pending {

@@ -41,6 +41,8 @@ pub(super) fn conv<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError
     let window = Window::read(node, spatial, Some(kernel))?;
     let mut shape = vec![*batch, *outputs];
     shape.extend(window.output(node, spatial)?);
+    let plane = shape.get(2..).unwrap_or_default();
+    node.fits("its unfolded windows", &[&unfolded(*batch, *inputs, kernel), plane].concat())?;
     let kernel = match spatial.len() {
         1 => {
             // A signal is an image of one row.
@@ -60,6 +62,11 @@ pub(super) fn conv<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError
     };
     let inputs = [Some(x), Some(weight), bias].into_iter().flatten().cloned().collect();
     Ok(Built::step(inputs, shape, kernel))
+}
+
+/// Sizes of what the threads unfold at a time, but for the plane of one channel.
+fn unfolded(batch: usize, channels: usize, kernel: &[usize]) -> Vec<usize> {
+    [&[batch.min(rayon::current_num_threads()), channels], kernel].concat()
 }
 
 /// The window of one row over images of one row.
@@ -121,6 +128,15 @@ pub(super) fn conv_transpose<B: Engine>(node: &Node<'_>) -> Result<Built<B>, Tra
     let (window, more, cuts) = Window::transposed(node, spatial, kernel)?;
     let mut shape = vec![*batch, outputs];
     shape.extend(cuts.iter().map(|(_, size)| size));
+    let whole = |axis: usize, &size: &usize| {
+        let at = |list: &[usize]| list.get(axis).copied().unwrap_or(0);
+        at(&window.strides) * (size - 1) + window.extent(axis) + at(&more)
+    };
+    let whole: Vec<usize> = spatial.iter().enumerate().map(|(axis, size)| whole(axis, size)).collect();
+    if shape.get(2..) != Some(&whole) {
+        node.hold("its output before its pads are cut off", &[&[*batch, outputs], &*whole].concat())?;
+    }
+    node.fits("its unfolded windows", &[&unfolded(*batch, *filters, kernel), spatial].concat())?;
     let run: AffineRun<B> = match spatial.len() {
         1 => {
             let options = transposed::<1>(node, &window, &more, groups)?;

@@ -150,6 +150,7 @@ pub(super) fn constant_of_shape<B: Engine>(node: &Node<'_>) -> Result<Built<B>, 
     let sized = shape.and_then(|shape| Some((len(&shape).filter(|&len| len <= MAX_FILLED)?, shape)));
     let (len, shape) =
         sized.ok_or_else(|| node.error(format!("its shape is empty, negative or above {MAX_FILLED} elements")))?;
+    node.fits("its output", &shape)?;
     let value = match node.attribute("value", AttributeType::Tensor)?.and_then(|attribute| attribute.t.as_ref()) {
         None => Decoded::Tensor { values: vec![0.0], shape: vec![1], kind: Kind::Float },
         Some(tensor) => decode(tensor),
@@ -160,8 +161,8 @@ pub(super) fn constant_of_shape<B: Engine>(node: &Node<'_>) -> Result<Built<B>, 
             if shape.len() <= 1 && len <= MAX_INTEGERS {
                 return Ok(Built::integers(vec![*value; len], shape.is_empty()));
             }
-            let values = whole(&vec![*value; len]).ok_or_else(|| node.error("its value is too large"))?;
-            Ok(Built::Constant { values, shape, kind: Kind::Integer })
+            let value = whole(&[*value]).ok_or_else(|| node.error("its value is too large"))?;
+            Ok(Built::Constant { values: value.repeat(len), shape, kind: Kind::Integer })
         }
         Decoded::Tensor { values, kind, .. } => {
             let [value] = values.as_slice() else { return Err(node.error("its value is not a single one")) };
@@ -182,6 +183,7 @@ pub(super) fn range<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingErro
     let count = count.filter(|&count| count > 0 && count <= MAX_FILLED as u64);
     let count =
         count.ok_or_else(|| node.error(format!("its range of {start} to {limit} by {step} is empty or too long")))?;
+    node.fits("its output", &[count as usize])?;
     let values: Vec<i64> = (0..count as i64).map(|index| start + index * step).collect();
     if values.len() <= MAX_INTEGERS {
         return Ok(Built::integers(values, false));

@@ -29,6 +29,11 @@ pub(super) fn matmul<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingErr
         return Err(mismatch());
     }
     let batch = broadcast_shape(batch_a, batch_b).ok_or_else(mismatch)?;
+    if !batch_b.is_empty() {
+        // An operand that is repeated for a batch has a gradient for each of its copies.
+        node.fits("its first operand's gradient", &[&*batch, &[*m, *k]].concat())?;
+        node.fits("its second operand's gradient", &[&*batch, &[*k, *n]].concat())?;
+    }
     let mut shape = batch.clone();
     shape.extend((a.shape.len() > 1).then_some(*m));
     shape.extend((b.shape.len() > 1).then_some(*n));

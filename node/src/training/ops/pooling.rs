@@ -144,6 +144,11 @@ fn pool<'n>(node: &'n Node<'_>) -> Result<Pool<'n>, TrainingError> {
         }
     }
     let ([height, width], [rows, columns]) = (two(spatial, 1), two(&output, 1));
+    let pads = two(&pads, (0, 0));
+    if pads != [(0, 0); 2] {
+        let [vertical, horizontal] = pads.map(|(begin, end)| begin + end);
+        node.hold("its padded input", &[batch, channels, height + vertical, width + horizontal])?;
+    }
     Ok(Pool {
         x,
         shape,
@@ -152,7 +157,7 @@ fn pool<'n>(node: &'n Node<'_>) -> Result<Pool<'n>, TrainingError> {
         kernel: two(&window.kernel, 1),
         strides: two(&window.strides, 1),
         dilations: two(&window.dilations, 1),
-        pads: two(&pads, (0, 0)),
+        pads,
         room: two(&room, 1),
     })
 }

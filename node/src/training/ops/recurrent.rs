@@ -117,6 +117,7 @@ fn build<B: Engine>(node: &Node<'_>, cell: Cell, gates: usize) -> Result<Built<B
     if cell == Cell::Lstm {
         shapes.push(state);
     }
+    node.hold("its gates", &[steps, count, batch, rows])?;
     let recurrence = Recurrence { cell, steps, batch, hidden, directions, given };
     let outputs = shapes.into_iter().map(|shape| Output { shape, kind: Kind::Float }).collect();
     let kernel = Kernel::Many(Box::new(move |inputs| recurrence.run::<B>(inputs)));

@@ -45,12 +45,22 @@ pub(super) fn resize<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingErr
     let mut shape = x.shape.clone();
     let mut steps = Vec::new();
     for (axis, size, scale) in wanted(node, x, &axes)? {
-        let Some(dim) = shape.get_mut(axis) else { continue };
-        if size == *dim && (scale - 1.0).abs() < 1e-6 {
+        let old = shape.get(axis).copied().unwrap_or(1);
+        if size == old && (scale - 1.0).abs() < 1e-6 {
             continue;
         }
-        steps.push((axis, plan(node, *dim, size, scale)?));
-        *dim = size;
+        if !steps.is_empty() {
+            node.hold("a value between two of its axes", &shape)?;
+        }
+        let plan = plan(node, old, size, scale)?;
+        if let Some(dim) = shape.get_mut(axis) {
+            *dim = size;
+        }
+        if matches!(plan, Axis::Linear { .. }) {
+            node.hold("the lower neighbours", &shape)?;
+            node.hold("the upper neighbours", &shape)?;
+        }
+        steps.push((axis, plan));
     }
     Ok(Built::unary(x, shape, move |x| steps.iter().fold(x, |x, (axis, plan)| run::<B>(x, *axis, plan))))
 }

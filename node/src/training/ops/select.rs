@@ -249,13 +249,24 @@ pub(super) fn tile<B: Engine>(node: &Node<'_>) -> Made<B> {
     let shape: Option<Vec<usize>> = x.shape.iter().zip(&times).map(|(dim, times)| dim.checked_mul(*times)).collect();
     let shape = shape.ok_or_else(|| node.error("its output is too large"))?;
     Ok(Built::unary(x, shape, move |x| {
-        let repeated = |x: Tensor<B>, (axis, &times): (usize, &usize)| match times {
-            1 => x,
-            _ => B::float_cat(vec![x; times], axis),
-        };
-        times.iter().enumerate().fold(x, repeated)
+        times.iter().enumerate().fold(x, |x, (axis, &times)| repeated::<B>(x, axis, times))
     })
     .of_kind(x.kind))
+}
+
+/// The tensor so many times over along an axis. No list of copies: a single number may be asked for half a billion times.
+fn repeated<B: Engine>(x: Tensor<B>, axis: usize, times: usize) -> Tensor<B> {
+    if times == 1 {
+        return x;
+    }
+    let mut shape = x.shape().to_vec();
+    let (outer, inner) = shape.split_at(axis.min(shape.len()));
+    let (outer, inner) = (outer.iter().product(), inner.iter().product());
+    let x = B::float_expand(reshape::<B>(x, &[outer, 1, inner]), Shape::from(vec![outer, times, inner]));
+    if let Some(dim) = shape.get_mut(axis) {
+        *dim *= times;
+    }
+    reshape::<B>(x, &shape)
 }
 
 /// Pads each axis; negative pads cut off.
@@ -285,13 +296,19 @@ pub(super) fn pad<B: Engine>(node: &Node<'_>) -> Made<B> {
     let mut shape = x.shape.clone();
     let mut steps = Vec::new();
     for ((&axis, &begin), &end) in axes.iter().zip(begins).zip(ends) {
-        let Some(dim) = shape.get_mut(axis) else { continue };
-        let places = padded(mode, *dim as i64, begin, end)
-            .ok_or_else(|| node.error(format!("its mode {mode:?} does not pad {dim} entries by {begin} and {end}")))?;
-        *dim = places.len();
-        if begin != 0 || end != 0 {
-            steps.push((axis, places));
+        let size = shape.get(axis).copied().unwrap_or(1);
+        let places = padded(mode, size as i64, begin, end)
+            .ok_or_else(|| node.error(format!("its mode {mode:?} does not pad {size} entries by {begin} and {end}")))?;
+        if begin == 0 && end == 0 {
+            continue;
         }
+        if !steps.is_empty() {
+            node.hold("a value between two of its axes", &shape)?;
+        }
+        if let Some(dim) = shape.get_mut(axis) {
+            *dim = places.len();
+        }
+        steps.push((axis, places));
     }
     let fill = Scalar::Float(f64::from(value));
     Ok(Built::unary(x, shape, move |x| {

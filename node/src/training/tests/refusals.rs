@@ -11,7 +11,7 @@ use super::runs::plan;
 use crate::training::{Dataset, Loss, Plan, TrainingError, evaluate, gradients, train};
 
 /// The error of a run of a model on four samples of this many numbers, of class 0.
-fn refusal(model: &Model) -> TrainingError {
+pub(super) fn refusal(model: &Model) -> TrainingError {
     let shape = model.input().sample_shape();
     let data = Dataset::new(numbers(1, 4 * shape.iter().product::<usize>()), vec![0; 4], shape).unwrap();
     train(model, &data, &plan(), &|_| (), &AtomicBool::new(false)).unwrap_err()

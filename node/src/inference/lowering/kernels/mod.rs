@@ -93,6 +93,12 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
+    /// Bytes that [`Weights::pack`] takes.
+    pub(crate) fn packed_bytes(columns: usize, depth: usize) -> usize {
+        let of_block = depth.div_ceil(2).saturating_mul(2 * BLOCK * size_of::<i16>());
+        columns.div_ceil(BLOCK).saturating_mul(of_block.saturating_add(BLOCK * 8))
+    }
+
     /// Packs weights given as `at(column, depth)`. `bias` and `multiplier` hold `columns` values.
     pub(crate) fn pack(
         columns: usize,
@@ -231,6 +237,11 @@ pub(crate) struct DepthwiseWeights {
 const ORDER: [usize; BLOCK] = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15];
 
 impl DepthwiseWeights {
+    /// Bytes that [`DepthwiseWeights::pack`] takes.
+    pub(crate) fn packed_bytes(channels: usize, taps: usize) -> usize {
+        Weights::packed_bytes(channels, taps)
+    }
+
     /// Packs weights given as `at(channel, tap)`. `bias` and `multiplier` hold `channels` values.
     pub(crate) fn pack(
         channels: usize,

@@ -46,18 +46,44 @@ impl Product {
 /// Concatenation along the fastest dimension.
 #[derive(Clone, Debug)]
 pub(in crate::inference::lowering) struct Concat {
-    /// Length of the fastest dimension of each part, and its table into the output's codes where they differ.
-    pub parts: Vec<(usize, Option<Box<[u8; 256]>>)>,
+    parts: Vec<Part>,
+    /// Length of the output's fastest dimension.
+    total: usize,
 }
 
+#[derive(Clone, Debug)]
+struct Part {
+    /// Length of its fastest dimension.
+    len: usize,
+    /// Of the parts before it.
+    before: usize,
+    /// Into the output's codes, where they differ.
+    table: Option<Table>,
+}
+
+type Table = Box<[u8; 256]>;
+
 impl Concat {
+    /// Bytes of each part, at most.
+    pub(in crate::inference::lowering) const BYTES_OF_PART: usize = size_of::<Part>() + 256;
+
+    /// Of parts that have this length in their fastest dimension, and this table into the output's codes where they differ.
+    pub(in crate::inference::lowering) fn new(parts: impl Iterator<Item = (usize, Option<Table>)>) -> Concat {
+        let mut total = 0;
+        let part = |(len, table): (usize, Option<Table>)| {
+            let before = total;
+            total += len;
+            Part { len, before, table }
+        };
+        let parts = parts.map(part).collect();
+        Concat { parts, total }
+    }
+
     /// Writes part number `part`, `x`, into `y`.
     pub(in crate::inference::lowering) fn run(&self, part: usize, x: &[u8], y: &mut [u8]) {
-        let total: usize = self.parts.iter().map(|part| part.0).sum();
-        let before: usize = self.parts[..part].iter().map(|part| part.0).sum();
-        let (len, table) = &self.parts[part];
-        for (x, y) in x.chunks_exact((*len).max(1)).zip(y.chunks_exact_mut(total.max(1))) {
-            let y = &mut y[before..before + len];
+        let Part { len, before, table } = &self.parts[part];
+        for (x, y) in x.chunks_exact((*len).max(1)).zip(y.chunks_exact_mut(self.total.max(1))) {
+            let y = &mut y[*before..before + len];
             match table {
                 Some(table) => elementwise::look_up(x, table, y),
                 None => y.copy_from_slice(x),

@@ -147,7 +147,7 @@ proptest! {
         let conv = Conv { window, groups: vec![weights], padding: zero, output: Output::Codes(range) };
         let mut expected = vec![0; batch * window.pixels() * columns];
         conv.run(Isa::Portable, &x, batch, Results::Codes(&mut expected), &mut Vec::new());
-        let winograd = Winograd::new(window, &table, &bias, &multiplier, zero, range).unwrap();
+        let winograd = Winograd::new(window, |column, k| table[column * depth + k], &bias, &multiplier, zero, range).unwrap();
         for isa in Isa::available() {
             let mut y = vec![0; expected.len()];
             winograd.run(isa, &x, batch, &mut y, &mut Default::default());
@@ -199,4 +199,20 @@ proptest! {
         let expected = ndarray::ArrayD::from_shape_vec(dims.clone(), x).unwrap().permuted_axes(order);
         prop_assert!(y.iter().eq(expected.iter()));
     }
+}
+
+#[test]
+fn a_hundred_thousand_parts_are_joined_in_linear_time() {
+    let count = 200_000;
+    let shift: Box<[u8; 256]> = Box::new(std::array::from_fn(|code| (code as u8).wrapping_add(1)));
+    let concat = Concat::new((0..count).map(|part| (part % 3, (part % 2 == 0).then(|| shift.clone()))));
+    let total: usize = (0..count).map(|part| part % 3).sum();
+    let (mut y, mut expected) = (vec![0; 2 * total], Vec::new());
+    let start = std::time::Instant::now();
+    for part in 0..count {
+        concat.run(part, &vec![part as u8; 2 * (part % 3)], &mut y);
+        expected.extend(vec![(part + usize::from(part % 2 == 0)) as u8; part % 3]);
+    }
+    assert!(start.elapsed().as_secs() < 3, "{:?}", start.elapsed());
+    assert!(y[..total] == expected && y[total..] == expected);
 }

@@ -38,35 +38,41 @@ pub(in crate::inference::lowering) struct Scratch {
 }
 
 impl Winograd {
-    /// Transforms weights `[columns, 3, 3, channels]`; `None` where the convolution is of another kind, too small to gain, or its
-    /// sums might not fit.
+    /// Whether the convolution is of this kind, and large enough to gain.
+    pub(in crate::inference::lowering) fn gains(window: &Window, columns: usize) -> bool {
+        let plain = window.kernel == [3, 3] && window.stride == [1, 1] && window.dilation == [1, 1];
+        // On small images the border tiles and the larger weights cost more than the products saved.
+        plain && window.c >= 16 && columns >= 16 && window.out[0] >= 12 && window.out[1] >= 12
+    }
+
+    /// Bytes of packed weights; no less than those of the direct convolution.
+    pub(in crate::inference::lowering) fn packed_bytes(window: &Window, columns: usize) -> usize {
+        Weights::packed_bytes(columns, window.c).saturating_mul(POSITIONS)
+    }
+
+    /// Transforms weights `[columns, 3 × 3 × channels]`, given as `weight(column, k)`, of a convolution that
+    /// [gains](Winograd::gains); `None` where its sums might not fit.
     pub(in crate::inference::lowering) fn new(
         window: Window,
-        weights: &[i16],
+        weight: impl Fn(usize, usize) -> i16,
         bias: &[i32],
         multiplier: &[f32],
         padding: u8,
         range: Range,
     ) -> Option<Winograd> {
         let columns = bias.len();
-        let depth = 9 * window.c;
-        let plain = window.kernel == [3, 3] && window.stride == [1, 1] && window.dilation == [1, 1];
-        // On small images the border tiles and the larger weights cost more than the products saved.
-        if !plain || window.c < 16 || columns < 16 || window.out[0] < 12 || window.out[1] < 12 {
-            return None;
-        }
-        let fits = |row: &[i16]| {
-            let reach: i64 = row.iter().map(|&weight| i64::from(weight).abs()).sum::<i64>() * 255 * 4;
-            reach <= i64::from(i32::MAX)
+        let fits = |column: usize| {
+            let sum: i64 = (0..9 * window.c).map(|k| i64::from(weight(column, k)).abs()).sum();
+            sum * 255 * 4 <= i64::from(i32::MAX)
         };
-        if !weights.chunks_exact(depth).all(fits) {
+        if !(0..columns).all(fits) {
             return None;
         }
         let zeros = vec![0; columns];
         let ones = vec![1.0; columns];
         let positions = (0..POSITIONS).map(|position| {
             let at = |column: usize, channel: usize| {
-                let tap = |k: usize| i32::from(weights[column * depth + k * window.c + channel]);
+                let tap = |k: usize| i32::from(weight(column, k * window.c + channel));
                 transformed(position / 4, position % 4, tap)
             };
             Weights::pack(columns, window.c, at, &zeros, &ones)
