@@ -14,6 +14,7 @@ mod kills;
 mod linear;
 mod rounds;
 mod simulate;
+mod soak;
 mod standalone;
 mod strategies;
 #[path = "../bench/vector.rs"]
