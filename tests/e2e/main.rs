@@ -12,6 +12,7 @@ mod identities;
 mod kills;
 #[path = "../bench/model.rs"]
 mod linear;
+mod rest_tls;
 mod rounds;
 mod simulate;
 mod soak;
