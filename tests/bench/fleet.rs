@@ -10,12 +10,12 @@ use anyhow::{Context, bail, ensure};
 use fedge_coordinator::config::Config;
 use fedge_coordinator::init;
 use fedge_coordinator::registry::authority::{Authority, LEAF_LIFETIME, Subject};
-use fedge_proto::identity::Role;
+use fedge_proto::identity::{HostName, Identity, Role};
 use serde_json::Value;
 
 /// The programs beside the benchmark's own.
 pub struct Programs {
-    fedge: PathBuf,
+    pub fedge: PathBuf,
     node: PathBuf,
 }
 
@@ -39,7 +39,8 @@ pub struct Process {
 }
 
 impl Process {
-    fn start(command: &mut Command, log: &Path) -> anyhow::Result<Process> {
+    /// Starts it and waits for its line that says "ready".
+    pub fn start(command: &mut Command, log: &Path) -> anyhow::Result<Process> {
         let file = std::fs::File::create(log)?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file).spawn();
         let mut process = Process { child: child.with_context(|| format!("starting {command:?}"))? };
@@ -87,8 +88,9 @@ impl Drop for Process {
 
 /// A coordinator with its folder.
 pub struct Coordinator {
-    programs: Programs,
-    folder: PathBuf,
+    pub programs: Programs,
+    /// Its own folder.
+    pub folder: PathBuf,
     pub process: Process,
 }
 
@@ -116,13 +118,19 @@ impl Coordinator {
         let authority = Authority::load(&init::authority_folder(&self.folder))?;
         let connection = init::connection(&authority, &Config::load(&self.folder)?);
         for name in names {
-            let subject = Subject { role: Role::Node, id: name.clone(), host_names: Vec::new() };
-            let (identity, _) = authority.issue_identity(&subject, LEAF_LIFETIME, SystemTime::now())?;
+            let identity = issue(&authority, Role::Node, name)?;
             let folder = parent.join(name);
             std::fs::create_dir_all(&folder)?;
             fedge_node::run::identity_directory(&folder).create(&identity, &connection)?;
         }
         Ok(())
+    }
+
+    /// A client's identity.
+    // Not every benchmark asks nodes.
+    #[allow(dead_code)]
+    pub fn client(&self, name: &str) -> anyhow::Result<Identity> {
+        issue(&Authority::load(&init::authority_folder(&self.folder))?, Role::Client, name)
     }
 
     /// Starts a process of all the nodes in `parent`.
@@ -162,6 +170,13 @@ impl Coordinator {
             std::thread::sleep(Duration::from_millis(200));
         }
     }
+}
+
+/// Nodes can be reached on loopback.
+fn issue(authority: &Authority, role: Role, id: &str) -> anyhow::Result<Identity> {
+    let host_names = if role == Role::Node { vec!["127.0.0.1".parse::<HostName>()?] } else { Vec::new() };
+    let subject = Subject { role, id: id.to_owned(), host_names };
+    Ok(authority.issue_identity(&subject, LEAF_LIFETIME, SystemTime::now())?.0)
 }
 
 fn succeed(command: &mut Command) -> anyhow::Result<String> {

@@ -2,17 +2,17 @@
 //! server of the Open Inference Protocol. Prints latencies, requests a second, server CPU a request and memory as JSON.
 
 mod floor;
+mod identities;
+mod small_models;
 mod watched;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use fedge_coordinator::init;
-use fedge_coordinator::registry::authority::{Authority, LEAF_LIFETIME, Subject};
-use fedge_proto::identity::{HostName, Role, SharedIdentity};
+use fedge_proto::identity::{Role, SharedIdentity};
 use fedge_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use fedge_proto::inference::model_infer_request::InferInputTensor;
 use fedge_proto::inference::{ModelInferRequest, ServerReadyRequest};
@@ -61,7 +61,7 @@ struct Arguments {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if let Some(folder) = &arguments.write_models {
-        return floor::write_models(folder);
+        return small_models::write_models(folder);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let Some(models) = &arguments.serve_floor {
@@ -209,7 +209,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<Server> {
     };
     let own = std::env::current_exe()?;
     if arguments.target == "floor" {
-        floor::write_models(&models)?;
+        small_models::write_models(&models)?;
         let mut command = Command::new(own);
         let process = Watched::start(command.arg("--serve-floor").arg(&models))?;
         let address = process.word_after("floor ready: ")?;
@@ -218,7 +218,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<Server> {
     if arguments.target != "node" {
         return Ok(server(&arguments.target, None, Watched::of(&arguments.pid), None));
     }
-    floor::write_models(&models)?;
+    small_models::write_models(&models)?;
     let fedge = match &arguments.fedge {
         Some(fedge) => fedge.clone(),
         None => own.parent().context("the benchmark has no folder")?.join("fedge-under-test"),
@@ -227,7 +227,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<Server> {
     command.args(["node", "run", "--standalone", "--grpc", "127.0.0.1:0", "--poll-ms", "100", "--model-repository"]);
     command.arg(&models);
     let identity = if arguments.tls {
-        let (dir, client) = identities(&fedge, &folder)?;
+        let (dir, client) = identities::identities(&fedge, &folder, Role::Client)?;
         command.arg("--dir").arg(dir);
         Some(client)
     } else {
@@ -237,26 +237,6 @@ fn start(arguments: &Arguments) -> anyhow::Result<Server> {
     let process = Watched::start(&mut command)?;
     let address = process.word_after("node ready: inference ")?;
     Ok(server(&address, identity, process, Some(models)))
-}
-
-/// A node's folder with its identity, and a client's identity, of a CA of their own.
-fn identities(fedge: &Path, scratch: &Path) -> anyhow::Result<(PathBuf, SharedIdentity)> {
-    let (coordinator, node) = (scratch.join("coordinator"), scratch.join("node"));
-    let mut init = Command::new(fedge);
-    init.args(["coordinator", "init", "--host", "127.0.0.1", "--listen", "127.0.0.1", "--dir"]).arg(&coordinator);
-    let made = init.output()?;
-    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let authority = Authority::load(&init::authority_folder(&coordinator))?;
-    let connection = init::connection(&authority, &fedge_coordinator::config::Config::load(&coordinator)?);
-    let issue = |role, id: &str| {
-        let host_names = if role == Role::Node { vec!["127.0.0.1".parse::<HostName>()?] } else { Vec::new() };
-        let subject = Subject { role, id: id.to_owned(), host_names };
-        let (identity, _) = authority.issue_identity(&subject, LEAF_LIFETIME, SystemTime::now())?;
-        Ok::<_, anyhow::Error>(identity)
-    };
-    std::fs::create_dir_all(&node)?;
-    fedge_node::run::identity_directory(&node).create(&issue(Role::Node, "bench")?, &connection)?;
-    Ok((node, SharedIdentity::new(issue(Role::Client, "caller")?)))
 }
 
 /// Milliseconds from the start of the process to its first answer that it is ready.
@@ -286,7 +266,7 @@ async fn swap(models: &Path, model: &str, pause: Duration) {
         tokio::time::sleep(pause).await;
         let (stage, place) = (folder.join(".stage"), folder.join(number.to_string()));
         let written = std::fs::create_dir_all(&stage)
-            .and_then(|()| floor::write_version(&stage, model, number))
+            .and_then(|()| small_models::write_version(&stage, model, number))
             .and_then(|()| std::fs::rename(&stage, &place));
         if let Err(error) = written {
             eprintln!("no more swaps: {error}");

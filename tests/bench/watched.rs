@@ -1,9 +1,12 @@
 //! A process under measurement, with its children: CPU time, memory, and what it printed when it was ready.
 //! What is measured is the matter of each benchmark.
 
+// Each benchmark uses a part of it.
+#![allow(dead_code)]
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
@@ -64,6 +67,28 @@ impl Watched {
             kib += line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
         }
         Ok(kib * 1024)
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> usize {
+        let of = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        self.all().into_iter().map(of).sum()
+    }
+
+    /// Asks a process that was started here to end, and waits for it: the time that took and whether it ended well; none
+    /// where it did not end in time.
+    pub fn terminate(&mut self, within: Duration) -> anyhow::Result<Option<(Duration, bool)>> {
+        let child = self.child.as_mut().context("it was not started here")?;
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id())?).context("a process id")?;
+        let started = Instant::now();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        while started.elapsed() < within {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Some((started.elapsed(), status.success())));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(None)
     }
 
     /// The processes and all that descend from them.

@@ -12,8 +12,10 @@ mod identities;
 mod kills;
 #[path = "../bench/model.rs"]
 mod linear;
+mod rest_tls;
 mod rounds;
 mod simulate;
+mod soak;
 mod standalone;
 mod strategies;
 #[path = "../bench/vector.rs"]
