@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 mod csv;
 mod gzip;
 mod idx;
+pub mod image;
 mod npy;
 mod npz;
 mod plain;
