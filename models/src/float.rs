@@ -15,14 +15,14 @@ use tract_onnx::prelude::{
 };
 use tract_onnx::tract_hir::infer::InferenceFact;
 use tract_onnx::tract_hir::internal::{
-    DimLike, IntoRunnable, IntoTensor, SymbolScope, SymbolValues, TDim, TypedModel, bail,
+    DimLike, IntoRunnable, IntoTensor, SymbolScope, SymbolValues, TDim, TypedFact, TypedModel, bail,
 };
 
 use crate::mending::mended;
 use crate::{ElementType, Model, ModelError, TensorSignature, growth, pb};
 
 /// Most elements that any value of the model may have for one sample: 1 GiB of float32.
-const MAX_VALUE_LEN: usize = 1 << 28;
+pub const MAX_VALUE_LEN: usize = 1 << 28;
 
 /// A model, loaded and optimised. Send and Sync; cheap to clone.
 #[derive(Clone)]
@@ -152,15 +152,21 @@ fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<Typed
     model.into_optimized()?.into_runnable()
 }
 
-/// Refuses a typed model whose values would not fit into memory for a single sample, all open dimensions being 1.
-pub fn check_sizes(model: &TypedModel) -> TractResult<()> {
+/// Refuses a typed model of which a value, or all outputs together, would not fit into memory for a single sample, all open
+/// dimensions being 1. Gives the elements of the largest value that grows with an open dimension.
+pub fn check_sizes(model: &TypedModel) -> TractResult<usize> {
     let of_one = |dim: &TDim| {
         let symbols = dim.symbols().into_iter().fold(SymbolValues::default(), |values, symbol| values.with(&symbol, 1));
         dim.eval(&symbols).to_usize().ok()
     };
+    let len_of = |fact: &TypedFact| fact.shape.iter().map(of_one).try_fold(1usize, |len, dim| len.checked_mul(dim?));
+    let mut largest = 0;
     for node in model.nodes() {
         for output in &node.outputs {
-            let len = output.fact.shape.iter().map(of_one).try_fold(1usize, |len, dim| len.checked_mul(dim?));
+            let len = len_of(&output.fact);
+            if output.fact.shape.iter().any(|dim| !dim.symbols().is_empty()) {
+                largest = largest.max(len.unwrap_or(usize::MAX));
+            }
             // A dimension that even a known batch leaves open is computed from data; operators that do so are refused.
             if len.is_none_or(|len| len > MAX_VALUE_LEN) {
                 let shape = &output.fact.shape;
@@ -171,7 +177,15 @@ pub fn check_sizes(model: &TypedModel) -> TractResult<()> {
             }
         }
     }
-    Ok(())
+    // Calibration makes an output of every value that is to be quantized, and outputs live until all are there.
+    let mut kept = 0usize;
+    for outlet in model.output_outlets()? {
+        kept = kept.saturating_add(len_of(model.outlet_fact(*outlet)?).unwrap_or(usize::MAX));
+    }
+    if kept > MAX_VALUE_LEN {
+        bail!("its outputs have {kept} elements a sample together, above the limit of {MAX_VALUE_LEN}");
+    }
+    Ok(largest)
 }
 
 /// Files beside a model are folded in by `external` before; tract must not open any.
@@ -265,6 +279,22 @@ mod tests {
         let grown = graph(&[-1, 1, 8, 8], &[-1, 1, 8, 8], nodes, vec![floats("w", &[1, 1, 1, 1], &[1.0])]);
         let error = FloatRunner::new(&Model::from_bytes(testing::bytes(grown)).unwrap()).err().unwrap().to_string();
         assert!(error.contains("limit"), "{error}");
+    }
+
+    #[test]
+    fn outputs_that_outgrow_the_memory_together_are_refused() {
+        let mut nodes = vec![node("Expand", &["x", "large"], &["h0"])];
+        nodes.extend((0..4).map(|step| node("Relu", &[&format!("h{step}")], &[&format!("h{}", step + 1)])));
+        nodes.push(node("ReduceMax", &["h4"], &["y"]));
+        nodes.iter_mut().for_each(|node| node.name = node.output[0].clone());
+        let large = integers("large", &[1, 1 << 26]);
+        let mut proto = testing::model(graph(&[-1, 1], &[-1, 1], nodes, vec![large]), 13);
+        let input = Model::from_bytes(proto.encode_to_vec()).unwrap().input().clone();
+        FloatRunner::for_proto(proto.clone(), &input).map(|_| ()).unwrap();
+        let outputs = &mut proto.graph.as_mut().unwrap().output;
+        outputs.extend((0..5).map(|step| pb::ValueInfoProto { name: format!("h{step}"), ..Default::default() }));
+        let error = FloatRunner::for_proto(proto, &input).err().unwrap().to_string();
+        assert!(error.contains("elements a sample together"), "{error}");
     }
 
     #[test]

@@ -203,13 +203,18 @@ fn folded(
             Some([_]) => Size::List(first().len()),
             _ => Size::AtMost(first().len()),
         },
-        "MatMul" | "MatMulInteger" | "Gemm" | "Gather" | "Einsum" | "LSTM" | "GRU" => Size::AtMost(product(&inputs)),
+        "MatMul" | "MatMulInteger" | "QLinearMatMul" | "Gemm" | "Gather" | "GatherND" | "GatherElements" | "Einsum"
+        | "LSTM" | "GRU" => Size::AtMost(product(&inputs)),
         "Concat" => {
             let total = inputs.iter().fold(0, |sum: usize, size| sum.saturating_add(size.len()));
             let lists = inputs.iter().all(|size| size.rank() == Some(1));
             if lists { Size::List(total) } else { Size::AtMost(total) }
         }
-        "Conv" | "ConvInteger" | "ConvTranspose" | "MaxPool" | "AveragePool" | "Pad" | "Resize" => {
+        "NonZero" => Size::AtMost(first().len().saturating_mul(MAX_RANK)),
+        // Many of these are in no catalogue, but a file that is served as it is may have them.
+        "Conv" | "ConvInteger" | "QLinearConv" | "ConvTranspose" | "MaxPool" | "AveragePool" | "Pad" | "Resize"
+        | "Upsample" | "GridSample" | "OneHot" | "RandomNormal" | "RandomUniform" | "Multinomial" | "HannWindow"
+        | "HammingWindow" | "BlackmanWindow" | "MelWeightMatrix" | "DFT" | "STFT" | "NonMaxSuppression" => {
             return Err(ModelError::node(
                 node,
                 "computes on constants alone; fold the constants before publishing (onnxsim)",

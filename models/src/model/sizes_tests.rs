@@ -113,6 +113,20 @@ fn a_product_of_integers_is_as_large_as_one_of_floats() {
 }
 
 #[test]
+fn operators_outside_of_the_catalogue_do_not_grow_constants_either() {
+    let random = ints(node("RandomNormal", &[], &["c"]), "shape", &[1 << 20, 1 << 20]);
+    let one_hot = node("OneHot", &["indices", "depth", "values"], &["c"]);
+    for made in [random, one_hot] {
+        let nodes = vec![made, node("Add", &["x", "c"], &["y"])];
+        let initializers =
+            vec![integers("indices", &[0; 64]), integers("depth", &[1 << 40]), floats("values", &[2], &[0.0, 1.0])];
+        let file = bytes(graph(&[-1, 1, 4, 4], &[-1, 1, 4, 4], nodes, initializers));
+        let error = crate::Interface::from_bytes(&file).unwrap_err().to_string();
+        assert!(error.contains("constants alone"), "{error}");
+    }
+}
+
+#[test]
 fn lists_of_shapes_are_looked_up_in_no_time() {
     let count = 30_000;
     let name = |index: usize| format!("l{index}");

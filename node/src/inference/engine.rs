@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use fedge_models::float::check_sizes;
+use fedge_models::float::{MAX_VALUE_LEN, check_sizes};
 use fedge_models::mending::mended;
 use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
@@ -44,8 +44,8 @@ pub(crate) struct Engine {
 enum Runner {
     /// Fused int8 operators; takes any batch.
     Lowered(Box<Program>),
-    /// Samples that the plan takes at once; `None` = any number.
-    Tract(Arc<TypedRunnableModel>, Option<usize>),
+    /// The plan, and most samples that it takes at once: 1, or as many as keep its largest value within bounds.
+    Tract(Arc<TypedRunnableModel>, usize),
 }
 
 /// What runs a loaded model, for a user who wants to know whether it will be quick.
@@ -105,22 +105,22 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let refused = |problem: String| EngineError { action: "load", problem };
         fedge_models::float::check_growth(proto, Some(input)).map_err(|error| refused(error.to_string()))?;
-        let (plan, batch) = match input.fixed_batch() {
+        let (plan, most) = match input.fixed_batch() {
             None => match caught("load", || plan(proto, input, None)) {
-                Ok(plan) => (plan, None),
+                Ok(plan) => plan,
                 Err(error) => {
                     tracing::info!(%error, "the model does not load with an open batch; its samples run one by one");
-                    (caught("load", || plan(proto, input, Some(1)))?, Some(1))
+                    caught("load", || plan(proto, input, Some(1)))?
                 }
             },
-            Some(1) => (caught("load", || plan(proto, input, Some(1)))?, Some(1)),
+            Some(1) => caught("load", || plan(proto, input, Some(1)))?,
             Some(batch) => {
                 return Err(refused(format!(
                     "its batch is fixed to {batch}; export it with a dynamic batch, or with 1"
                 )));
             }
         };
-        Ok(Engine::new(Runner::Tract(plan, batch), not_lowered, input, output))
+        Ok(Engine::new(Runner::Tract(plan, most), not_lowered, input, output))
     }
 
     fn new(
@@ -176,10 +176,9 @@ impl Engine {
                 program.run(samples, self.threads, &mut outputs);
                 Ok(())
             })?,
-            Runner::Tract(plan, batch) => {
-                let at_once = batch.unwrap_or(rows);
-                for part in samples.chunks(at_once * sample_len) {
-                    caught("run", || self.run_once(plan, part, at_once, &mut outputs))?;
+            Runner::Tract(plan, most) => {
+                for part in samples.chunks((*most).min(rows) * sample_len) {
+                    caught("run", || self.run_once(plan, part, part.len() / sample_len, &mut outputs))?;
                 }
             }
         }
@@ -207,19 +206,25 @@ impl Engine {
     }
 }
 
-fn plan(proto: &pb::ModelProto, input: &TensorSignature, batch: Option<usize>) -> TractResult<Arc<TypedRunnableModel>> {
+/// A plan for this batch, or for any, and most samples that it takes at once.
+fn plan(
+    proto: &pb::ModelProto,
+    input: &TensorSignature,
+    batch: Option<usize>,
+) -> TractResult<(Arc<TypedRunnableModel>, usize)> {
     // Symbolic shapes in value_info would clash with the input's.
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
     onnx.provider = Arc::new(NoExternalData);
     let model = onnx.model_for_proto_model(&mended(Cow::Borrowed(proto)))?;
-    let batch = match batch {
+    let dim = match batch {
         Some(batch) => batch.to_dim(),
         None => TDim::from(model.symbols.sym("fedge_batch")),
     };
-    let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
+    let dims: Vec<TDim> = std::iter::once(dim).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
     let model = model.with_input_fact(0, InferenceFact::dt_shape(f32::datum_type(), dims))?.into_typed()?;
-    check_sizes(&model)?;
-    model.into_optimized()?.into_runnable()
+    let largest = check_sizes(&model)?;
+    let most = batch.unwrap_or((MAX_VALUE_LEN / largest.max(1)).max(1));
+    Ok((model.into_optimized()?.into_runnable()?, most))
 }
 
 /// A package is self-contained: whatever a file names, tract opens none.
@@ -239,4 +244,25 @@ pub(super) fn caught<T>(action: &'static str, work: impl FnOnce() -> TractResult
         Err(panic) => format!("it panicked: {}", super::executor::panic_message(&*panic)),
     };
     Err(EngineError { action, problem: problem.chars().take(2000).collect() })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::super::test_fixtures::{digits, package};
+    use super::*;
+
+    #[test]
+    fn a_batch_whose_values_would_be_too_large_runs_in_parts() {
+        let model = package(1).model;
+        let mut engine = Engine::load(model.bytes(), model.input(), model.output()).unwrap();
+        let rows: Vec<f32> = digits().iter().take(11).flat_map(|sample| sample.input.clone()).collect();
+        let whole = engine.run(&rows).unwrap();
+        // 16 channels of 8 × 8 pixels are its largest value.
+        let Runner::Tract(_, most) = &mut engine.runner else { panic!("a float model is tract's") };
+        assert!((1 << 16..=1 << 18).contains(most), "{most}");
+        *most = 4;
+        let parts = engine.run(&rows).unwrap();
+        assert!(parts.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-4) && parts.len() == whole.len());
+    }
 }

@@ -16,6 +16,9 @@ use super::{PrepareOptions, prepare};
 /// Swaps after which memory is at its level.
 const WARM_UP: usize = 50;
 const CALLERS: usize = 32;
+/// What the allocator may hold more of at one moment than at another with nothing more in use: 0.2 to 1.1 MiB were seen
+/// (docs/benchmarks.md).
+const FRAGMENTS_KIB: usize = 2048;
 
 fn request() -> InferRequest {
     let data: Vec<u8> = (0..PIXELS).flat_map(|index| (index as f32 % 17.0).to_le_bytes()).collect();
@@ -31,9 +34,10 @@ fn request() -> InferRequest {
     }
 }
 
+/// Memory of the process's own. `VmRSS` counts pages of the program's code too, which come in when they are first run.
 fn resident_kib() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().trim_end_matches("kB").trim().parse().unwrap()
 }
 
@@ -79,5 +83,5 @@ async fn a_thousand_swaps_under_load_fail_no_request_and_leave_no_memory_behind(
     let answered = answered.load(Ordering::Relaxed);
     println!("{swaps} swaps, {answered} answers; {level} KiB after {WARM_UP} swaps, {end} KiB at the end");
     assert!(answered > swaps, "the load went on: {answered}");
-    assert!(end <= level + level / 10, "{level} KiB after {WARM_UP} swaps, {end} KiB after {swaps}");
+    assert!(end <= level + FRAGMENTS_KIB, "{level} KiB after {WARM_UP} swaps, {end} KiB after {swaps}");
 }

@@ -4,6 +4,7 @@
 mod compression;
 mod decode;
 mod encode;
+mod unread;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +69,8 @@ pub fn router(rest: Rest) -> Router {
     ] {
         router = router.route(&path, method.clone()).route(&versioned, method);
     }
-    router.fallback(unknown).method_not_allowed_fallback(not_allowed).with_state(rest)
+    let router = router.fallback(unknown).method_not_allowed_fallback(not_allowed);
+    router.layer(axum::middleware::from_fn(unread::keep)).with_state(rest)
 }
 
 /// Health alone, for the plaintext port of metrics: probes of Kubernetes have no certificates.
