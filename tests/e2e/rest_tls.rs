@@ -99,14 +99,6 @@ fn curl_with_a_certificate_gets_answers_over_tls_and_without_one_no_connection()
     let load = |who: &Path| node.code(who, "/v2/repository/models/digits/load", &["--json", "{}"]);
     let operator = node.coordinator.operator();
     assert_eq!((load(&client), load(&operator)), (403, 200), "only operators load");
-    // Answered before the body has come whole: over HTTP/2 the answer must arrive all the same.
-    let large = node.coordinator.folder().join("large");
-    std::fs::write(&large, vec![b' '; 17 << 20]).expect("a large file");
-    let large = format!("@{}", large.display());
-    for (who, expected) in [(&client, 413), (&node.coordinator.folder().join("edge/identity"), 403)] {
-        let sent = ["--http2", "--data-binary", large.as_str()];
-        assert_eq!(node.code(who, "/v2/models/digits/infer", &sent), expected);
-    }
     // The node's own identity is no caller's.
     let edge = node.coordinator.folder().join("edge/identity");
     assert_eq!(node.code(&edge, "/v2/models/digits/infer", &["--json", &body]), 403);

@@ -294,7 +294,7 @@ pub async fn left_open(doors: &Doors, kind: usize) -> anyhow::Result<Box<dyn Str
         2 => (&doors.http, b"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: node\r\nContent-Length: 100\r\n\r\n{"),
         _ => return Ok(Box::new(TcpStream::connect(&doors.grpc).await?)),
     };
-    let protocol: &[u8] = if kind % 4 == 0 { b"h2" } else { b"http/1.1" };
+    let protocol: &[u8] = if kind.is_multiple_of(4) { b"h2" } else { b"http/1.1" };
     let mut stream = doors.open(address, protocol).await?;
     stream.write_all(first).await?;
     stream.flush().await?;

@@ -99,7 +99,7 @@ async fn over_rest(stream: &mut dyn Stream, request: &[u8]) -> anyhow::Result<()
 pub fn start(doors: &Arc<Doors>, callers: usize, stop: &Arc<AtomicBool>) -> Vec<JoinHandle<Calls>> {
     let one = |index: usize| {
         let (doors, stop) = (Arc::clone(doors), Arc::clone(stop));
-        let model = if index % 2 == 0 { "mlp" } else { "cnn" };
+        let model = if index.is_multiple_of(2) { "mlp" } else { "cnn" };
         tokio::spawn(async move { call(&doors, model, index >= callers, &stop).await })
     };
     (0..2 * callers).map(one).collect()

@@ -1,9 +1,10 @@
-//! Keeps the unread rest of a request's body until its reply has gone out. Dropped before, it cancels the stream of HTTP/2, and the
-//! caller sees a broken stream in place of the 403 or 413. What is read, and how much, is the handlers' matter.
+//! What becomes of a body that nobody read, since the answer was clear before: over HTTP/2 a body that is dropped resets its stream,
+//! and the caller sees a broken stream in place of the 403 or 413. What is read of a body otherwise is the handlers' matter.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
@@ -11,9 +12,15 @@ use axum::middleware::Next;
 use axum::response::Response;
 use http_body_util::BodyExt;
 use prost::bytes::Bytes;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt};
 
-/// Lets the rest of the router answer, and ties what it left of the body to the end of the reply.
+/// Bytes that are read and thrown away before a reply goes out, at most. What is more is reset once the reply is out,
+/// which curl 7.88 takes for a broken stream.
+const THROWN_AWAY: usize = 2 << 20;
+/// Longest time for that.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Lets the rest of the router answer, reads what it left of a small body, and ties a large one to the end of the reply.
 pub(super) async fn keep(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     if body.is_end_stream() {
@@ -22,6 +29,17 @@ pub(super) async fn keep(request: Request, next: Next) -> Response {
     let body = Arc::new(Mutex::new(body));
     let shared = Body::from_stream(Shared(Arc::clone(&body)));
     let reply = next.run(Request::from_parts(parts, shared)).await;
+    let mut left = Shared(Arc::clone(&body));
+    let read = async {
+        let mut bytes = 0;
+        while bytes < THROWN_AWAY
+            && let Some(Ok(data)) = left.next().await
+        {
+            bytes += data.len();
+        }
+    };
+    // Whether or not all of it came: the reply goes out.
+    let _ = tokio::time::timeout(PATIENCE, read).await;
     reply.map(|reply| {
         Body::new(reply.map_err(move |error| {
             // The closure lives as long as the reply's body, and the request's with it.
