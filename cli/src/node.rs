@@ -10,6 +10,7 @@ use fedge_node::doors::Addresses;
 use fedge_node::inference::LibraryOptions;
 use fedge_node::inference::library::Control;
 use fedge_node::run::{identity_directory, run};
+use fedge_node::samples::file::BadRows;
 use fedge_node::standalone::{self, Standalone};
 use fedge_node::status::StatusFile;
 use fedge_proto::identity::{Role, display_time};
@@ -170,9 +171,9 @@ fn ready(config: &Config) -> impl FnOnce(Addresses) + use<> {
 fn data_file(argument: &str) -> DataFile {
     match argument.split_once('=') {
         Some((model, path)) if !std::path::Path::new(argument).exists() => {
-            DataFile { model: Some(model.to_owned()), path: path.into() }
+            DataFile { model: Some(model.to_owned()), path: path.into(), bad_rows: BadRows::Stop }
         }
-        _ => DataFile { model: None, path: argument.into() },
+        _ => DataFile { model: None, path: argument.into(), bad_rows: BadRows::Stop },
     }
 }
 

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::samples::Replay;
+use crate::samples::file::BadRows;
+
 /// Name of the file in the node's folder.
 pub const FILE_NAME: &str = "node.toml";
 
@@ -81,11 +84,20 @@ pub struct Metrics {
 pub struct Training {
     /// Threads of the low-priority training pool, 1..=256.
     pub threads: usize,
+    /// Samples that earlier trainings saw, for each new one; negative: all that the store holds.
+    pub replay: f64,
+}
+
+impl Training {
+    /// What a training sees of the store.
+    pub fn replay(&self) -> Replay {
+        if self.replay < 0.0 { Replay::All } else { Replay::Ratio(self.replay) }
+    }
 }
 
 impl Default for Training {
     fn default() -> Self {
-        Training { threads: 1 }
+        Training { threads: 1, replay: -1.0 }
     }
 }
 
@@ -116,8 +128,11 @@ pub struct DataFile {
     /// The lineage that it is for; none: for every one.
     #[serde(default)]
     pub model: Option<String>,
-    /// `.csv` or `.npz`.
+    /// `.csv`, `.npz`, IDX, or a folder with a folder of pictures for each class.
     pub path: PathBuf,
+    /// What becomes of rows that are wrong.
+    #[serde(default)]
+    pub bad_rows: BadRows,
 }
 
 /// Why a configuration was refused.
@@ -188,6 +203,13 @@ impl Config {
         }
         if !(1..=256).contains(&self.training.threads) {
             return refuse("training.threads", &self.training.threads, "1 to 256");
+        }
+        if !(self.training.replay.is_finite() && self.training.replay <= 1e6) {
+            return refuse(
+                "training.replay",
+                &self.training.replay,
+                "a number up to 1000000; negative: the whole store",
+            );
         }
         if samples.max_samples == 0 {
             return refuse("samples.max_samples", &samples.max_samples, "at least 1");
@@ -263,7 +285,11 @@ impl Config {
              [training]\n\
              # Threads of the low-priority training pool.\n\
              threads = {}\n\
+             # Samples that earlier trainings saw, replayed to a training for each new one (0: new ones alone); negative: all\n\
+             # that the store holds.\n\
+             replay = {:?}\n\
              \n\
+             # A store that is full is a class-balanced reservoir: the class with the most samples gives one up.\n\
              [samples]\n\
              max_samples = {}\n\
              max_bytes = {}\n\
@@ -271,10 +297,12 @@ impl Config {
              max_pending = {}\n\
              pending_ttl_s = {}\n\
              \n\
-             # Files of labelled samples (.csv, .npz), read at start. `model` may be left out.\n\
+             # Labelled samples, read at start: .csv, .npz, IDX, or a folder that holds a folder of .png and .jpg pictures for\n\
+             # each class. `model` may be left out. A row that is wrong refuses the file, or is left out with \"skip\".\n\
              # [[data]]\n\
              # model = \"digits\"\n\
-             # path = \"samples.csv\"\n",
+             # path = \"samples.csv\"\n\
+             # bad_rows = \"stop\"\n",
             d.inference.listen,
             d.inference.http,
             d.inference.plaintext,
@@ -282,6 +310,7 @@ impl Config {
             d.inference.threads,
             d.metrics.listen,
             d.training.threads,
+            d.training.replay,
             d.samples.max_samples,
             d.samples.max_bytes,
             d.samples.max_pending,
@@ -322,6 +351,7 @@ mod tests {
             ("[inference]\nplaintext = true\nlisten = \"[::1]:1\"\nhttp = \"0.0.0.0:2\"", "inference.http"),
             ("[metrics]\nlisten = \"8002\"", "metrics.listen"),
             ("[training]\nthreads = 0", "training.threads"),
+            ("[training]\nreplay = nan", "training.replay"),
             ("[samples]\nmax_samples = 0", "samples.max_samples"),
             ("[[data]]\nfile = \"x.csv\"", "file"),
         ] {

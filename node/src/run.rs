@@ -121,7 +121,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     // What can be seen to be wrong without the coordinator is said before anything starts.
     for data in &config.data {
-        file::read(&data.path)?;
+        file::check(&data.path, data.bad_rows)?;
     }
     let _lock = lock(folder)?;
     let directory = identity_directory(folder);
@@ -137,7 +137,7 @@ pub async fn run(
     let shelf = Shelf::new(folder.join("models"), downloads.clone(), KEPT_VERSIONS);
     let versions = Arc::new(Versions::new(shelf, repository.clone(), samples.clone(), config.data.clone()));
     let workshop = Workshop {
-        learner: Arc::new(Edge::new(versions.clone(), samples.clone())),
+        learner: Arc::new(Edge::new(versions.clone(), samples.clone(), config.training.replay())),
         outbox: Outbox::open(folder.join("outbox"))?,
         memory: Memory::open(folder.join("memory"))?,
         downloads,

@@ -13,7 +13,7 @@ use super::outbox::Metrics;
 use super::pacing::Pace;
 use super::versions::Versions;
 use crate::inference::Serving;
-use crate::samples::{Sample, SampleStore};
+use crate::samples::{Replay, Sample, SampleStore, TrainingDraw};
 use crate::status::ServedModel;
 use crate::training::{self, Dataset, Loss, Objective, TrainingError};
 
@@ -22,12 +22,13 @@ use crate::training::{self, Dataset, Loss, Objective, TrainingError};
 pub struct Edge {
     versions: Arc<Versions>,
     samples: SampleStore,
+    replay: Replay,
 }
 
 impl Edge {
-    /// Trains and evaluates these versions on these samples.
-    pub fn new(versions: Arc<Versions>, samples: SampleStore) -> Edge {
-        Edge { versions, samples }
+    /// Trains and evaluates these versions on these samples, of which a training sees what `replay` says.
+    pub fn new(versions: Arc<Versions>, samples: SampleStore, replay: Replay) -> Edge {
+        Edge { versions, samples, replay }
     }
 }
 
@@ -65,15 +66,24 @@ impl Learner for Edge {
 
     async fn train(&self, client: &Client, base: &Version, run: Run) -> Result<Job, String> {
         let package = self.versions.package(client, base).await.map_err(|e| e.to_string())?;
-        let samples = self.samples.training_set(&base.manifest.name).await.map_err(|e| e.to_string())?;
+        let name = base.manifest.name.clone();
+        let draw = self.samples.draw_for_training(&name, self.replay, run.plan.seed).await;
+        let TrainingDraw { samples, new, through } = draw.map_err(|e| e.to_string())?;
         if samples.is_empty() {
-            return Err(format!("no training samples for model {:?}", base.manifest.name));
+            return Err(format!("no training samples for model {name:?}"));
         }
+        tracing::info!(model = %name, new, replayed = samples.len() - new, "samples to train on");
         // Open from here on: newer versions may push it from the disk meanwhile.
         let file = self.versions.open(base).map_err(|e| e.to_string())?;
+        let (store, executor) = (self.samples.clone(), tokio::runtime::Handle::current());
         Ok(Box::new(move || {
             let data = dataset(&package, samples).map_err(|e| e.to_string())?;
-            train(package.model, file, &data, &run)
+            let trained = train(package.model, file, &data, &run)?;
+            // Off the executor, so that waiting holds nobody up. A mark that fails only makes samples new once more.
+            if let Err(error) = executor.block_on(store.mark_trained(&name, through)) {
+                tracing::warn!(%error, "what was trained on stays marked as new");
+            }
+            Ok(trained)
         }))
     }
 
