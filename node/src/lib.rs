@@ -4,6 +4,7 @@
 pub mod centralized;
 pub mod config;
 pub mod doors;
+pub mod drift;
 pub mod federation;
 mod http;
 pub mod inference;
