@@ -102,7 +102,8 @@ pub(crate) struct Run {
     /// Serve inference without TLS, on loopback only
     #[arg(long, env = "FEDGE_NODE_PLAINTEXT")]
     plaintext: bool,
-    /// Labelled samples to learn from, .csv or .npz, for every model or MODEL=FILE; repeat for more
+    /// Labelled samples to learn from, for every model or MODEL=FILE: .csv, .npz, IDX, or a folder with a folder of pictures
+    /// for each class; repeat for more
     #[arg(long, value_name = "[MODEL=]FILE")]
     data: Vec<String>,
     /// Overrides training.threads
@@ -219,7 +220,7 @@ impl Status {
         for problem in &status.data_problems {
             println!("data         {problem}");
         }
-        let mut table = output::table(&["model", "version", "precision", "training", "held out"], &[1, 3, 4]);
+        let mut table = output::table(&["model", "version", "precision", "training", "held out", "drift"], &[1, 3, 4]);
         for s in &status.serving {
             let precision = match (s.precision.as_str(), s.float_reason.as_str()) {
                 ("", _) => "not served yet".to_owned(),
@@ -232,6 +233,11 @@ impl Status {
                 precision,
                 s.training_samples.to_string(),
                 s.held_out_samples.to_string(),
+                match (s.drift.as_str(), s.drift_alarms) {
+                    ("", 0) => "none".to_owned(),
+                    ("", alarms) => format!("none now, {alarms} before"),
+                    (kind, _) => format!("{kind} changed"),
+                },
             ]);
         }
         println!("{table}");

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::drift::DriftOptions;
 use crate::samples::Replay;
 use crate::samples::file::BadRows;
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// The sample store.
     pub samples: Samples,
+    /// Drift detection.
+    pub drift: Drift,
     /// Files of labelled samples, read at start; what was read before is not counted twice.
     pub data: Vec<DataFile>,
 }
@@ -118,6 +121,35 @@ pub struct Samples {
 impl Default for Samples {
     fn default() -> Self {
         Samples { max_samples: 100_000, max_bytes: 512 << 20, max_pending: 1000, pending_ttl_s: 86_400 }
+    }
+}
+
+/// Drift detection on what is asked and answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drift {
+    /// Whether to look.
+    pub enabled: bool,
+    /// Answered inputs that make the reference, 20..=100000.
+    pub reference: usize,
+    /// Latest ones that are compared with it, 20..=100000.
+    pub window: usize,
+    /// Probability of a false alarm in one comparison, above 0 and at most 0.05.
+    pub level: f64,
+}
+
+impl Default for Drift {
+    fn default() -> Self {
+        let DriftOptions { reference, window, level, .. } = DriftOptions::default();
+        Drift { enabled: true, reference, window, level }
+    }
+}
+
+impl Drift {
+    /// The detector's options; none: it is off.
+    pub fn options(&self) -> Option<DriftOptions> {
+        let Drift { enabled, reference, window, level } = *self;
+        enabled.then(|| DriftOptions { reference, window, level, ..DriftOptions::default() })
     }
 }
 
@@ -217,6 +249,14 @@ impl Config {
         if samples.max_bytes < 1024 {
             return refuse("samples.max_bytes", &samples.max_bytes, "at least 1024");
         }
+        for (key, value) in [("drift.reference", self.drift.reference), ("drift.window", self.drift.window)] {
+            if !(20..=100_000).contains(&value) {
+                return refuse(key, &value, "20 to 100000");
+            }
+        }
+        if !(self.drift.level > 0.0 && self.drift.level <= 0.05) {
+            return refuse("drift.level", &self.drift.level, "above 0, at most 0.05");
+        }
         if samples.pending_ttl_s == 0 {
             return refuse("samples.pending_ttl_s", &samples.pending_ttl_s, "at least 1");
         }
@@ -297,6 +337,14 @@ impl Config {
              max_pending = {}\n\
              pending_ttl_s = {}\n\
              \n\
+             # Whether the requests have changed: the latest `window` answered inputs, and how sure the answers were, against the\n\
+             # first `reference` ones. `level`: probability of a false alarm in one comparison.\n\
+             [drift]\n\
+             enabled = {}\n\
+             reference = {}\n\
+             window = {}\n\
+             level = {:?}\n\
+             \n\
              # Labelled samples, read at start: .csv, .npz, IDX, or a folder that holds a folder of .png and .jpg pictures for\n\
              # each class. `model` may be left out. A row that is wrong refuses the file, or is left out with \"skip\".\n\
              # [[data]]\n\
@@ -315,6 +363,10 @@ impl Config {
             d.samples.max_bytes,
             d.samples.max_pending,
             d.samples.pending_ttl_s,
+            d.drift.enabled,
+            d.drift.reference,
+            d.drift.window,
+            d.drift.level,
         )
     }
 }
@@ -352,6 +404,8 @@ mod tests {
             ("[metrics]\nlisten = \"8002\"", "metrics.listen"),
             ("[training]\nthreads = 0", "training.threads"),
             ("[training]\nreplay = nan", "training.replay"),
+            ("[drift]\nwindow = 1", "drift.window"),
+            ("[drift]\nlevel = 0.5", "drift.level"),
             ("[samples]\nmax_samples = 0", "samples.max_samples"),
             ("[[data]]\nfile = \"x.csv\"", "file"),
         ] {

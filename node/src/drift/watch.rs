@@ -87,6 +87,31 @@ impl DriftWatch {
         }
     }
 
+    /// The detectors' series in the text format of Prometheus.
+    pub fn metrics(&self) -> String {
+        let status = self.status();
+        let series: [(&str, &str, &str, fn(&DriftStatus) -> u64); 3] = [
+            ("fedge_drift_observations_total", "Answered inputs that were watched for drift", "counter", |s| {
+                s.observed
+            }),
+            ("fedge_drift_alarms_total", "Changes of inputs or of confidence that were detected", "counter", |s| {
+                s.alarms
+            }),
+            ("fedge_drift_detected", "1 from a detected change until the next version", "gauge", |s| {
+                u64::from(s.alarm.is_some())
+            }),
+        ];
+        let mut text = String::new();
+        for (name, help, kind, value) in series {
+            text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+            for one in &status {
+                let model = one.model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                text.push_str(&format!("{name}{{model=\"{model}\"}} {}\n", value(one)));
+            }
+        }
+        text
+    }
+
     /// What each model's detector says, by name.
     pub fn status(&self) -> Vec<DriftStatus> {
         let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,6 +152,9 @@ mod tests {
         let [status] = &watch.status()[..] else { panic!() };
         assert!((1000..2000).contains(&status.observed) && status.ready, "{status:?}");
         assert_eq!(status.alarms, 1);
+        let text = watch.metrics();
+        assert!(text.contains("fedge_drift_alarms_total{model=\"m\"} 1\n"), "{text}");
+        assert!(text.contains("fedge_drift_detected{model=\"m\"} 1\n"), "{text}");
         assert!(status.alarm.unwrap().observation <= 260, "{status:?}");
         watch.observe("m", 2, &[0.0, 0.0], &[3.0, 0.0]);
     }

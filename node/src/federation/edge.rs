@@ -12,6 +12,7 @@ use super::learner::{Client, Evaluated, Holdings, Job, Learner, Run, Trained};
 use super::outbox::Metrics;
 use super::pacing::Pace;
 use super::versions::Versions;
+use crate::drift::DriftWatch;
 use crate::inference::Serving;
 use crate::samples::{Replay, Sample, SampleStore, TrainingDraw};
 use crate::status::ServedModel;
@@ -23,12 +24,14 @@ pub struct Edge {
     versions: Arc<Versions>,
     samples: SampleStore,
     replay: Replay,
+    drift: Option<DriftWatch>,
 }
 
 impl Edge {
-    /// Trains and evaluates these versions on these samples, of which a training sees what `replay` says.
-    pub fn new(versions: Arc<Versions>, samples: SampleStore, replay: Replay) -> Edge {
-        Edge { versions, samples, replay }
+    /// Trains and evaluates these versions on these samples, of which a training sees what `replay` says; tells what
+    /// `drift` saw.
+    pub fn new(versions: Arc<Versions>, samples: SampleStore, replay: Replay, drift: Option<DriftWatch>) -> Edge {
+        Edge { versions, samples, replay, drift }
     }
 }
 
@@ -37,6 +40,7 @@ impl Learner for Edge {
     async fn holdings(&self) -> Holdings {
         let repository = self.versions.repository();
         let mut models = Vec::new();
+        let drift = self.drift.as_ref().map(DriftWatch::status).unwrap_or_default();
         for model in repository.names() {
             let counts = match self.samples.counts(&model).await {
                 Ok(counts) => counts,
@@ -47,6 +51,7 @@ impl Learner for Edge {
             };
             let current = repository.current(&model);
             let current = current.as_deref();
+            let watched = drift.iter().find(|watched| watched.model == model);
             models.push(ServedModel {
                 number: current.map_or(0, |s| s.manifest().number),
                 digest: current.map(|s| s.manifest().digest),
@@ -54,6 +59,8 @@ impl Learner for Edge {
                 float_reason: current.and_then(|s| s.float_reason()).unwrap_or_default().to_owned(),
                 training_samples: counts.training,
                 held_out_samples: counts.held_out,
+                drift: watched.and_then(|w| w.alarm).map(|alarm| alarm.kind.name()).unwrap_or_default().to_owned(),
+                drift_alarms: watched.map_or(0, |w| w.alarms),
                 model,
             });
         }
