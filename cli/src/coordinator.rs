@@ -89,6 +89,7 @@ fn node_json(node: &Node) -> serde_json::Value {
         serde_json::json!({
             "model": s.model_name, "version": s.number, "precision": s.precision, "float_reason": s.float_reason,
             "training_samples": s.training_samples, "held_out_samples": s.held_out_samples,
+            "drift": s.drift, "drift_alarms": s.drift_alarms,
         })
     });
     serde_json::json!({

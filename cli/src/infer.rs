@@ -30,7 +30,7 @@ pub(crate) struct Infer {
     /// Name of the model
     #[arg(long)]
     model: String,
-    /// Take the sample from this .csv, .npz, .npy, .json or IDX file
+    /// Take the sample from this .csv, .npz, .npy, .json or IDX file, or from this .png or .jpg picture
     #[arg(long, value_name = "FILE", required_unless_present = "values", conflicts_with = "values")]
     file: Option<PathBuf>,
     /// Which row of the file, from 1 (a header does not count)
@@ -103,15 +103,21 @@ impl Infer {
     }
 
     fn sample(&self, input: &TensorMetadata) -> anyhow::Result<Vec<f32>> {
-        let len: i64 = input.shape.iter().skip(1).product();
-        let len = usize::try_from(len).context("the model's input has a dimension of unknown size")?;
+        let shape: Vec<usize> = input
+            .shape
+            .iter()
+            .skip(1)
+            .map(|&dim| usize::try_from(dim))
+            .collect::<Result<_, _>>()
+            .context("the model's input has a dimension of unknown size")?;
+        let len: usize = shape.iter().product();
         let Some(path) = &self.file else {
             if self.values.len() != len {
                 bail!("--values has {} values, the model takes {len}", self.values.len());
             }
             return Ok(self.values.clone());
         };
-        let rows = file::read_inputs(path, len)?;
+        let rows = file::read_inputs(path, &shape)?;
         let row = self.row.checked_sub(1).and_then(|index| rows.rows().nth(index));
         match row {
             Some(row) => Ok(row.to_vec()),

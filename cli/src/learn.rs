@@ -11,9 +11,10 @@ use clap::{Args, ValueEnum};
 use fedge_coordinator::rounds::convert::training_plan_of;
 use fedge_coordinator::rounds::task::TaskSpec;
 use fedge_models::Model;
-use fedge_node::centralized;
+use fedge_node::centralized::{self, DataOptions, Parts};
 use fedge_node::federation::convert;
-use fedge_node::training::{self, Dataset, Evaluation, GradientOptions, Loss, Objective, Plan, Progress};
+use fedge_node::samples::file::BadRows;
+use fedge_node::training::{self, Evaluation, GradientOptions, Loss, Objective, Plan, Progress};
 
 use crate::output;
 use crate::preprocessing::PreprocessingFlags;
@@ -26,12 +27,43 @@ pub(crate) struct DataFlags {
     labels: Vec<String>,
     #[command(flatten)]
     preprocessing: PreprocessingFlags,
+    /// Where a row or picture is wrong: stop and name it, or leave it out and say so
+    #[arg(long, value_enum, default_value = "stop")]
+    bad_rows: BadRowsName,
+}
+
+/// What becomes of wrong rows, on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BadRowsName {
+    Stop,
+    Skip,
 }
 
 impl DataFlags {
-    fn read(&self, model: &Model, path: &Path, objective: &Objective) -> anyhow::Result<Dataset> {
+    fn read(&self, model: &Model, path: &Path, objective: &Objective, held_out: f64) -> anyhow::Result<Parts> {
         let preprocessing = self.preprocessing.preprocessing();
-        Ok(centralized::dataset(model, path, &preprocessing, &self.labels, objective.loss)?)
+        let bad_rows = match self.bad_rows {
+            BadRowsName::Stop => BadRows::Stop,
+            BadRowsName::Skip => BadRows::Skip,
+        };
+        let (labels, loss) = (&self.labels[..], objective.loss);
+        let options = DataOptions { preprocessing: &preprocessing, labels, loss, bad_rows, held_out };
+        let parts = centralized::datasets(model, path, &options)?;
+        for sentence in &parts.skipped.first {
+            eprintln!("left out: {sentence}");
+        }
+        if parts.skipped.count > 0 {
+            eprintln!("{}: {} rows left out", path.display(), parts.skipped.count);
+        }
+        Ok(parts)
+    }
+}
+
+/// A share of samples that is held out.
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..1.0).contains(&share) => Ok(share),
+        _ => Err("a share from 0 to below 1".to_owned()),
     }
 }
 
@@ -64,7 +96,7 @@ impl LossName {
 pub(crate) struct Train {
     /// The ONNX file
     file: PathBuf,
-    /// Samples to train on: .csv, .npz, IDX or a folder of IDX files
+    /// Samples to train on: .csv, .npz, IDX, a folder of IDX files, or a folder with a folder of pictures for each class
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// A task file, whose [training] table says how (docs/task.md) [default: its defaults]
@@ -76,6 +108,10 @@ pub(crate) struct Train {
     /// Samples to evaluate on, before and after; never trained on
     #[arg(long, value_name = "FILE")]
     test: Option<PathBuf>,
+    /// Hold this share of --data out and evaluate on it: by the hash of each input, as nodes do (they hold out 0.1), so
+    /// that no copy of a held-out sample is trained on
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share, conflicts_with = "test")]
+    held_out: f64,
     /// Threads
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
@@ -90,8 +126,12 @@ impl Train {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let model = Model::from_path(&self.file).with_context(|| self.file.display().to_string())?;
         let plan = plan(self.task.as_deref(), self.threads)?;
-        let data = self.flags.read(&model, &self.data, &plan.objective)?;
-        let test = self.test.as_ref().map(|path| self.flags.read(&model, path, &plan.objective)).transpose()?;
+        let Parts { training: data, held_out, .. } =
+            self.flags.read(&model, &self.data, &plan.objective, self.held_out)?;
+        let test = match &self.test {
+            Some(path) => Some(self.flags.read(&model, path, &plan.objective, 0.0)?.training),
+            None => held_out,
+        };
         let evaluate =
             |model: &Model| test.as_ref().map(|data| training::evaluate_by(model, data, &plan.objective)).transpose();
         let before = evaluate(&model)?;
@@ -174,9 +214,12 @@ impl Epoch {
 pub(crate) struct Evaluate {
     /// The ONNX file
     file: PathBuf,
-    /// Samples to ask about: .csv, .npz, IDX or a folder of IDX files
+    /// Samples to ask about: .csv, .npz, IDX, a folder of IDX files, or a folder with a folder of pictures for each class
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// Ask about the held-out samples of --data alone: those that `train` with the same share does not train on
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    held_out: f64,
     /// What the answers are compared by
     #[arg(long, value_enum, default_value = "cross_entropy")]
     loss: LossName,
@@ -200,7 +243,8 @@ impl Evaluate {
             return write(path, |npz| Ok(npz.add_array(model.output().name.as_str(), &array)?));
         }
         let objective = self.loss.objective();
-        let data = self.flags.read(&model, &self.data, &objective)?;
+        let parts = self.flags.read(&model, &self.data, &objective, self.held_out)?;
+        let data = parts.held_out.unwrap_or(parts.training);
         let evaluation = training::evaluate_by(&model, &data, &objective)?;
         if self.json {
             return output::json(&evaluation_json(evaluation));
@@ -256,7 +300,7 @@ impl Gradients {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let model = Model::from_path(&self.file).with_context(|| self.file.display().to_string())?;
         let objective = self.loss.objective();
-        let data = self.flags.read(&model, &self.data, &objective)?;
+        let data = self.flags.read(&model, &self.data, &objective, 0.0)?.training;
         let options = GradientOptions { double: self.double, frozen_statistics: self.frozen_statistics };
         let (loss, gradients) = training::gradients_of(&model, &data, &objective, options)?;
         write(&self.out, |npz| {

@@ -109,7 +109,7 @@ const ROWS: usize = 64;
 impl Run {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let model = read(&self.file)?;
-        let rows = fedge_node::samples::file::read_inputs(&self.input, model.input().sample_len())?;
+        let rows = fedge_node::samples::file::read_inputs(&self.input, &model.input().sample_shape())?;
         let runnable = if self.stock { Runnable::load_in_tract(&model)? } else { Runnable::load(&model, 1)? };
         let mut outputs = Vec::new();
         let rows: Vec<&[f32]> = rows.rows().collect();

@@ -188,7 +188,7 @@ impl Inspect {
 pub(crate) struct Quantize {
     /// The float ONNX file
     file: PathBuf,
-    /// Samples to calibrate on, .csv or .npz, raw as the node would get them
+    /// Samples to calibrate on, raw as the node would get them: .csv, .npz, IDX or a folder of pictures
     #[arg(long, value_name = "FILE")]
     samples: PathBuf,
     /// Where the int8 file goes
@@ -212,7 +212,7 @@ impl Quantize {
         let shape = model.input().sample_shape();
         let preprocessing = self.preprocessing.preprocessing();
         preprocessing.validate(&shape)?;
-        let rows = fedge_node::samples::file::read_inputs(&self.samples, model.input().sample_len())?;
+        let rows = fedge_node::samples::file::read_inputs(&self.samples, &shape)?;
         let count = rows.len().min(self.limit);
         let mut inputs: Vec<f32> = rows.rows().take(count).flatten().copied().collect();
         preprocessing.apply(&mut inputs, &shape);

@@ -10,6 +10,7 @@ use fedge_node::doors::Addresses;
 use fedge_node::inference::LibraryOptions;
 use fedge_node::inference::library::Control;
 use fedge_node::run::{identity_directory, run};
+use fedge_node::samples::file::BadRows;
 use fedge_node::standalone::{self, Standalone};
 use fedge_node::status::StatusFile;
 use fedge_proto::identity::{Role, display_time};
@@ -101,7 +102,8 @@ pub(crate) struct Run {
     /// Serve inference without TLS, on loopback only
     #[arg(long, env = "FEDGE_NODE_PLAINTEXT")]
     plaintext: bool,
-    /// Labelled samples to learn from, .csv or .npz, for every model or MODEL=FILE; repeat for more
+    /// Labelled samples to learn from, for every model or MODEL=FILE: .csv, .npz, IDX, or a folder with a folder of pictures
+    /// for each class; repeat for more
     #[arg(long, value_name = "[MODEL=]FILE")]
     data: Vec<String>,
     /// Overrides training.threads
@@ -178,9 +180,9 @@ fn ready(config: &Config) -> impl FnOnce(Addresses) + use<> {
 fn data_file(argument: &str) -> DataFile {
     match argument.split_once('=') {
         Some((model, path)) if !std::path::Path::new(argument).exists() => {
-            DataFile { model: Some(model.to_owned()), path: path.into() }
+            DataFile { model: Some(model.to_owned()), path: path.into(), bad_rows: BadRows::Stop }
         }
-        _ => DataFile { model: None, path: argument.into() },
+        _ => DataFile { model: None, path: argument.into(), bad_rows: BadRows::Stop },
     }
 }
 
@@ -226,7 +228,7 @@ impl Status {
         for problem in &status.data_problems {
             println!("data         {problem}");
         }
-        let mut table = output::table(&["model", "version", "precision", "training", "held out"], &[1, 3, 4]);
+        let mut table = output::table(&["model", "version", "precision", "training", "held out", "drift"], &[1, 3, 4]);
         for s in &status.serving {
             let precision = match (s.precision.as_str(), s.float_reason.as_str()) {
                 ("", _) => "not served yet".to_owned(),
@@ -239,6 +241,11 @@ impl Status {
                 precision,
                 s.training_samples.to_string(),
                 s.held_out_samples.to_string(),
+                match (s.drift.as_str(), s.drift_alarms) {
+                    ("", 0) => "none".to_owned(),
+                    ("", alarms) => format!("none now, {alarms} before"),
+                    (kind, _) => format!("{kind} changed"),
+                },
             ]);
         }
         println!("{table}");

@@ -1,11 +1,12 @@
 //! Training and evaluating a file on this machine alone: a data file becomes a data set for the model.
 //! The baseline for what a federation reaches, by the very code of its nodes; nothing of rounds or networks is here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fedge_models::{Model, ModelError, Preprocessing};
 
-use crate::samples::file::{self, FileError, RowTargets};
+use crate::samples::file::{self, BadRows, FileError, ReadOptions, RowTargets, Skipped};
+use crate::samples::held_out;
 use crate::training::{Dataset, Loss, Targets, TrainingError};
 
 /// Why a file does not make a data set for the model.
@@ -20,48 +21,103 @@ pub enum DataError {
     /// The numbers do not fit each other.
     #[error(transparent)]
     Training(#[from] TrainingError),
+    /// The held-out share leaves one part empty.
+    #[error(
+        "{}: of {rows} samples, a held-out share of {share} leaves none {left}; give more samples or another share",
+        path.display()
+    )]
+    Part {
+        /// The file.
+        path: PathBuf,
+        /// Its samples.
+        rows: usize,
+        /// The share.
+        share: f64,
+        /// "to train on" or "to evaluate on".
+        left: &'static str,
+    },
 }
 
-/// Reads a file of samples (see [`file::read`] and [`file::read_with_targets`]) for a model and a loss, and preprocesses
-/// it. `labels` are the names of the classes in the order of the output; none: labels are class indices.
+/// How a file becomes data sets.
+#[derive(Clone, Copy, Debug)]
+pub struct DataOptions<'a> {
+    /// What is done to raw values.
+    pub preprocessing: &'a Preprocessing,
+    /// Names of the classes in the order of the output; none: labels are class indices, or the sorted names of a folder
+    /// of pictures.
+    pub labels: &'a [String],
+    /// What the targets are for.
+    pub loss: Loss,
+    /// What becomes of rows that are wrong.
+    pub bad_rows: BadRows,
+    /// Share that is held out, `0.0..1.0`, by [`held_out::is_held_out`] of the raw input, as a node's store does: no copy
+    /// of a held-out sample is ever in the training part, whatever its label and its place in the file.
+    pub held_out: f64,
+}
+
+/// The data sets of one file.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// All samples but those that are held out.
+    pub training: Dataset,
+    /// Those that are held out; none where the share is 0.
+    pub held_out: Option<Dataset>,
+    /// Rows that were left out.
+    pub skipped: Skipped,
+}
+
+/// Reads a file of samples (see [`file::read`] and [`file::read_with_targets`]) for a model, preprocesses it and takes
+/// its held-out part aside.
 ///
 /// # Errors
 /// [`DataError`] names the file, and the row or value where there is one.
-pub fn dataset(
-    model: &Model,
-    path: &Path,
-    preprocessing: &Preprocessing,
-    labels: &[String],
-    loss: Loss,
-) -> Result<Dataset, DataError> {
+pub fn datasets(model: &Model, path: &Path, options: &DataOptions<'_>) -> Result<Parts, DataError> {
     let shape = model.input().sample_shape();
-    preprocessing.validate(&shape)?;
+    options.preprocessing.validate(&shape)?;
+    let loss = options.loss;
     let numbers = !matches!(loss, Loss::CrossEntropy | Loss::BinaryCrossEntropy);
     let floats = numbers || loss == Loss::BinaryCrossEntropy && path.extension().is_some_and(|ending| ending == "npz");
-    let (rows, targets) = file::read_with_targets(path, floats)?;
+    let reading = ReadOptions { sample_shape: &shape, bad_rows: options.bad_rows };
+    let (mut rows, targets) = file::read_with_targets(path, floats, &reading)?;
     let targets = match targets {
         RowTargets::Labels => {
             // How many classes there are, training asks the graph; a name's index is below their number.
-            let classes = if labels.is_empty() { u32::MAX as usize } else { labels.len() };
-            let labels = rows.class_indices(model.input().sample_len(), classes, labels)?;
+            let classes = if options.labels.is_empty() { u32::MAX as usize } else { options.labels.len() };
+            let labels = rows.class_indices(model.input().sample_len(), classes, options.labels)?;
             Targets::Classes { labels, shape: Vec::new() }
         }
         RowTargets::Classes { labels, shape } => Targets::Classes { labels, shape },
         RowTargets::Values { values, shape } => Targets::Values { values, shape },
     };
+    let (mut training, mut held) = (Vec::new(), Vec::new());
+    if options.held_out > 0.0 {
+        for (row, values) in (0u32..).zip(rows.rows()) {
+            let part = if held_out::is_held_out(values, options.held_out) { &mut held } else { &mut training };
+            part.push(row);
+        }
+    }
+    let (skipped, count) = (rows.skipped, rows.inputs.len() / rows.sample_len.max(1));
     let mut inputs = rows.inputs;
-    preprocessing.apply(&mut inputs, &shape);
-    Ok(Dataset::with_targets(inputs, targets, shape)?)
+    options.preprocessing.apply(&mut inputs, &shape);
+    let all = Dataset::with_targets(inputs, targets, shape)?;
+    if options.held_out <= 0.0 {
+        return Ok(Parts { training: all, held_out: None, skipped });
+    }
+    let part = |rows: Vec<u32>, left| match rows.is_empty() {
+        true => Err(DataError::Part { path: path.to_owned(), rows: count, share: options.held_out, left }),
+        false => Ok(all.select(rows.into())?),
+    };
+    Ok(Parts { training: part(training, "to train on")?, held_out: Some(part(held, "to evaluate on")?), skipped })
 }
 
 /// Reads a file of samples whose labels, if it has any, are not looked at.
 ///
 /// # Errors
-/// As [`dataset`].
+/// As [`datasets`].
 pub fn inputs(model: &Model, path: &Path, preprocessing: &Preprocessing) -> Result<Dataset, DataError> {
     let shape = model.input().sample_shape();
     preprocessing.validate(&shape)?;
-    let rows = file::read_inputs(path, model.input().sample_len())?;
+    let rows = file::read_inputs(path, &shape)?;
     let labels = vec![0; rows.len()];
     let mut inputs = rows.inputs;
     preprocessing.apply(&mut inputs, &shape);
@@ -89,8 +145,14 @@ mod tests {
         (folder, path)
     }
 
+    fn options(preprocessing: &Preprocessing) -> DataOptions<'_> {
+        let (labels, bad_rows) = (&[], BadRows::Stop);
+        DataOptions { preprocessing, labels, loss: Loss::CrossEntropy, bad_rows, held_out: 0.0 }
+    }
+
     fn read(path: &Path, loss: Loss) -> Result<Dataset, DataError> {
-        dataset(&model(), path, &Preprocessing { scale: 0.5, ..Preprocessing::default() }, &[], loss)
+        let preprocessing = Preprocessing { scale: 0.5, ..Preprocessing::default() };
+        Ok(datasets(&model(), path, &DataOptions { loss, ..options(&preprocessing) })?.training)
     }
 
     #[test]
@@ -123,5 +185,54 @@ mod tests {
         let (_folder, path) = write(3);
         let error = read(&path, Loss::CrossEntropy).unwrap_err().to_string();
         assert!(error.contains("2 rows") && error.contains("[3, 4, 4]"), "{error}");
+    }
+
+    #[test]
+    fn a_copy_of_a_held_out_sample_is_never_trained_on_whatever_its_label_place_and_file() {
+        let text = include_str!("../../models/zoo/digits.csv");
+        let lines: Vec<&str> = text.lines().skip(1).take(600).collect();
+        // Every sample three times: as it is, in reverse order, and with another label.
+        let relabelled = |line: &&str| format!("{},{}", line.rsplit_once(',').unwrap().0, 3);
+        let again = lines.iter().rev().map(|line| (*line).to_owned()).chain(lines.iter().map(relabelled));
+        let all: Vec<String> = lines.iter().map(|line| (*line).to_owned()).chain(again).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.csv");
+        let preprocessing = Preprocessing::default();
+        let parts = |lines: &[String], held_out: f64| {
+            std::fs::write(&path, lines.join("\n")).unwrap();
+            datasets(&model(), &path, &DataOptions { held_out, ..options(&preprocessing) })
+        };
+        let inputs = |data: &Dataset| -> std::collections::HashSet<Vec<u32>> {
+            data.whole().0.chunks(64).map(|sample| sample.iter().map(|value| value.to_bits()).collect()).collect()
+        };
+        let thrice = parts(&all, 0.1).unwrap();
+        let held = thrice.held_out.unwrap();
+        assert!((100..=260).contains(&held.len()) && held.len() % 3 == 0, "{}", held.len());
+        assert_eq!(thrice.training.len() + held.len(), 1800);
+        assert!(inputs(&thrice.training).is_disjoint(&inputs(&held)));
+        let once = parts(&all[600..1200], 0.1).unwrap();
+        assert_eq!(inputs(&once.held_out.unwrap()), inputs(&held), "the same in any order");
+        let error = parts(&all[..1], 0.5).unwrap_err().to_string();
+        assert!(error.contains("leaves none"), "{error}");
+    }
+
+    #[test]
+    fn rows_that_are_wrong_stop_the_reading_or_are_left_out_and_counted() {
+        let row = |value: &str, label: &str| format!("{value}{},{label}\n", ",1".repeat(63));
+        let text = [row("1", "0"), row("nan", "1"), row("2", "seven"), row("3", "-1"), row("4", "9"), "5,6\n".into()];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.csv");
+        std::fs::write(&path, text.concat()).unwrap();
+        let preprocessing = Preprocessing::default();
+        let read = |bad_rows| datasets(&model(), &path, &DataOptions { bad_rows, ..options(&preprocessing) });
+        let error = read(BadRows::Stop).unwrap_err().to_string();
+        assert!(error.contains("d.csv: row 2, column 1"), "{error}");
+        let parts = read(BadRows::Skip).unwrap();
+        assert_eq!((parts.training.labels(), parts.skipped.count), (vec![0, 9], 4));
+        let places: Vec<bool> = ["row 2,", "row 6:", "row 3:", "row 4:"]
+            .iter()
+            .map(|place| parts.skipped.first.iter().any(|sentence| sentence.contains(place)))
+            .collect();
+        assert_eq!(places, [true; 4], "{:?}", parts.skipped);
     }
 }

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::drift::DriftOptions;
 use crate::inference::library::Settings;
+use crate::samples::Replay;
+use crate::samples::file::BadRows;
 
 /// Name of the file in the node's folder.
 pub const FILE_NAME: &str = "node.toml";
@@ -28,6 +31,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// How single models of the fleet are served, by name.
     pub model: BTreeMap<String, Settings>,
+    /// Drift detection.
+    pub drift: Drift,
     /// Files of labelled samples, read at start; what was read before is not counted twice.
     pub data: Vec<DataFile>,
 }
@@ -104,11 +109,20 @@ impl Default for Telemetry {
 pub struct Training {
     /// Threads of the low-priority training pool, 1..=256.
     pub threads: usize,
+    /// Samples that earlier trainings saw, for each new one; negative: all that the store holds.
+    pub replay: f64,
+}
+
+impl Training {
+    /// What a training sees of the store.
+    pub fn replay(&self) -> Replay {
+        if self.replay < 0.0 { Replay::All } else { Replay::Ratio(self.replay) }
+    }
 }
 
 impl Default for Training {
     fn default() -> Self {
-        Training { threads: 1 }
+        Training { threads: 1, replay: -1.0 }
     }
 }
 
@@ -132,6 +146,35 @@ impl Default for Samples {
     }
 }
 
+/// Drift detection on what is asked and answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drift {
+    /// Whether to look.
+    pub enabled: bool,
+    /// Answered inputs that make the reference, 20..=100000.
+    pub reference: usize,
+    /// Latest ones that are compared with it, 20..=100000.
+    pub window: usize,
+    /// Probability of a false alarm in one comparison, above 0 and at most 0.05.
+    pub level: f64,
+}
+
+impl Default for Drift {
+    fn default() -> Self {
+        let DriftOptions { reference, window, level, .. } = DriftOptions::default();
+        Drift { enabled: true, reference, window, level }
+    }
+}
+
+impl Drift {
+    /// The detector's options; none: it is off.
+    pub fn options(&self) -> Option<DriftOptions> {
+        let Drift { enabled, reference, window, level } = *self;
+        enabled.then(|| DriftOptions { reference, window, level, ..DriftOptions::default() })
+    }
+}
+
 /// A file of labelled samples.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -139,8 +182,11 @@ pub struct DataFile {
     /// The lineage that it is for; none: for every one.
     #[serde(default)]
     pub model: Option<String>,
-    /// `.csv` or `.npz`.
+    /// `.csv`, `.npz`, IDX, or a folder with a folder of pictures for each class.
     pub path: PathBuf,
+    /// What becomes of rows that are wrong.
+    #[serde(default)]
+    pub bad_rows: BadRows,
 }
 
 /// Why a configuration was refused.
@@ -232,11 +278,26 @@ impl Config {
                 problem,
             })?;
         }
+        if !(self.training.replay.is_finite() && self.training.replay <= 1e6) {
+            return refuse(
+                "training.replay",
+                &self.training.replay,
+                "a number up to 1000000; negative: the whole store",
+            );
+        }
         if samples.max_samples == 0 {
             return refuse("samples.max_samples", &samples.max_samples, "at least 1");
         }
         if samples.max_bytes < 1024 {
             return refuse("samples.max_bytes", &samples.max_bytes, "at least 1024");
+        }
+        for (key, value) in [("drift.reference", self.drift.reference), ("drift.window", self.drift.window)] {
+            if !(20..=100_000).contains(&value) {
+                return refuse(key, &value, "20 to 100000");
+            }
+        }
+        if !(self.drift.level > 0.0 && self.drift.level <= 0.05) {
+            return refuse("drift.level", &self.drift.level, "above 0, at most 0.05");
         }
         if samples.pending_ttl_s == 0 {
             return refuse("samples.pending_ttl_s", &samples.pending_ttl_s, "at least 1");
@@ -312,7 +373,11 @@ impl Config {
              [training]\n\
              # Threads of the low-priority training pool.\n\
              threads = {}\n\
+             # Samples that earlier trainings saw, replayed to a training for each new one (0: new ones alone); negative: all\n\
+             # that the store holds.\n\
+             replay = {:?}\n\
              \n\
+             # A store that is full is a class-balanced reservoir: the class with the most samples gives one up.\n\
              [samples]\n\
              max_samples = {}\n\
              max_bytes = {}\n\
@@ -326,10 +391,20 @@ impl Config {
              # clients = [\"till-3\"]\n\
              # max_batch_size = 32\n\
              \n\
-             # Files of labelled samples (.csv, .npz), read at start. `model` may be left out.\n\
+             # Whether the requests have changed: the latest `window` answered inputs, and how sure the answers were, against the\n\
+             # first `reference` ones. `level`: probability of a false alarm in one comparison.\n\
+             [drift]\n\
+             enabled = {}\n\
+             reference = {}\n\
+             window = {}\n\
+             level = {:?}\n\
+             \n\
+             # Labelled samples, read at start: .csv, .npz, IDX, or a folder that holds a folder of .png and .jpg pictures for\n\
+             # each class. `model` may be left out. A row that is wrong refuses the file, or is left out with \"skip\".\n\
              # [[data]]\n\
              # model = \"digits\"\n\
-             # path = \"samples.csv\"\n",
+             # path = \"samples.csv\"\n\
+             # bad_rows = \"stop\"\n",
             d.inference.listen,
             d.inference.http,
             d.inference.plaintext,
@@ -339,10 +414,15 @@ impl Config {
             d.telemetry.otlp_endpoint,
             d.telemetry.trace_ratio,
             d.training.threads,
+            d.training.replay,
             d.samples.max_samples,
             d.samples.max_bytes,
             d.samples.max_pending,
             d.samples.pending_ttl_s,
+            d.drift.enabled,
+            d.drift.reference,
+            d.drift.window,
+            d.drift.level,
         )
     }
 }
@@ -382,6 +462,9 @@ mod tests {
             ("[telemetry]\ntrace_ratio = 2.0", "telemetry.trace_ratio"),
             ("[model.digits]\nlabels = [\"0\"]", "[model.digits] labels"),
             ("[model.digits]\nmax_batch_size = 0", "max_batch_size"),
+            ("[training]\nreplay = nan", "training.replay"),
+            ("[drift]\nwindow = 1", "drift.window"),
+            ("[drift]\nlevel = 0.5", "drift.level"),
             ("[samples]\nmax_samples = 0", "samples.max_samples"),
             ("[[data]]\nfile = \"x.csv\"", "file"),
         ] {

@@ -132,9 +132,12 @@ fn accept(
 }
 
 fn metrics_router(inference: Inference) -> Router {
-    let repository = inference.repository().clone();
+    let (repository, drift) = (inference.repository().clone(), inference.drift().cloned());
     let render = move || {
-        let text = metrics::render(&repository);
+        let mut text = metrics::render(&repository);
+        if let Some(drift) = &drift {
+            text.push_str(&drift.metrics());
+        }
         async move { ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response() }
     };
     rest::health_router(inference).route("/metrics", get(render))

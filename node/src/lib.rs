@@ -5,6 +5,7 @@ pub mod calls;
 pub mod centralized;
 pub mod config;
 pub mod doors;
+pub mod drift;
 pub mod federation;
 mod http;
 pub mod inference;

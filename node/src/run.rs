@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::calls::{TraceError, Traces};
 use crate::config::{Config, ConfigError, KeepChoice};
 use crate::doors::{Addresses, Doors};
+use crate::drift::DriftWatch;
 use crate::federation::download::{DownloadError, Downloads};
 use crate::federation::driver;
 use crate::federation::edge::Edge;
@@ -125,7 +126,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     // What can be seen to be wrong without the coordinator is said before anything starts.
     for data in &config.data {
-        file::read(&data.path)?;
+        file::check(&data.path, data.bad_rows)?;
     }
     let _lock = lock(folder)?;
     let directory = identity_directory(folder);
@@ -144,8 +145,9 @@ pub async fn run(
     let downloads = Arc::new(Downloads::open(folder.join("incoming"))?);
     let shelf = Shelf::new(folder.join("models"), downloads.clone(), KEPT_VERSIONS);
     let versions = Arc::new(Versions::new(shelf, repository.clone(), samples.clone(), config.data.clone()));
+    let drift = config.drift.options().map(DriftWatch::new);
     let workshop = Workshop {
-        learner: Arc::new(Edge::new(versions.clone(), samples.clone())),
+        learner: Arc::new(Edge::new(versions.clone(), samples.clone(), config.training.replay(), drift.clone())),
         outbox: Outbox::open(folder.join("outbox"))?,
         memory: Memory::open(folder.join("memory"))?,
         downloads,
@@ -154,7 +156,8 @@ pub async fn run(
     let stop = CancellationToken::new();
 
     let options = service_options(&config);
-    let inference = Inference::new(repository.clone(), Some(samples.clone()), options.keep, options.limits);
+    let inference =
+        Inference::new(repository.clone(), Some(samples.clone()), options.keep, options.limits).watching(drift);
     let services = Services { inference, library: None, samples: Some(samples.clone()), options };
     let shown = (!config.inference.plaintext).then_some(&identity);
     let traces = traces(&config, Some(&identity))?;

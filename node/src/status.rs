@@ -49,6 +49,12 @@ pub struct ServedModel {
     pub training_samples: u64,
     /// Labelled samples that are never trained on.
     pub held_out_samples: u64,
+    /// What changed in the requests since the served version came: "input" or "confidence"; empty: nothing that was seen.
+    #[serde(default)]
+    pub drift: String,
+    /// Changes that were seen since the node started.
+    #[serde(default)]
+    pub drift_alarms: u64,
 }
 
 /// Where the status is written.

@@ -101,5 +101,7 @@ fn holding(model: &str, examples: u64, version: Option<&Version>) -> ServedModel
         float_reason: String::new(),
         training_samples: examples,
         held_out_samples: 0,
+        drift: String::new(),
+        drift_alarms: 0,
     }
 }

@@ -55,7 +55,8 @@ pub(crate) struct Simulate {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Data")]
 struct DataFlags {
-    /// Labelled samples: .csv, .npz, MNIST's images file, or a folder with MNIST's files
+    /// Labelled samples: .csv, .npz, MNIST's images file, a folder with MNIST's files, or one with a folder of pictures for each
+    /// class
     #[arg(long, value_name = "DATA", required_unless_present = "fixed_vector")]
     data: Option<PathBuf>,
     /// Class labels in the order of the model's output, comma-separated, where the data names them

@@ -158,6 +158,8 @@ impl Operators for OperatorsService {
                     float_reason: s.float_reason,
                     training_samples: s.training_samples,
                     held_out_samples: s.held_out_samples,
+                    drift: s.drift,
+                    drift_alarms: s.drift_alarms,
                 })
                 .collect(),
         });

@@ -22,6 +22,10 @@ pub struct NodeServing {
     pub training_samples: u64,
     /// Labelled samples that are never trained on.
     pub held_out_samples: u64,
+    /// What changed in its requests: "input" or "confidence"; empty: nothing that was seen.
+    pub drift: String,
+    /// Changes that were seen since it started.
+    pub drift_alarms: u64,
 }
 
 /// A node's session.
@@ -143,6 +147,8 @@ mod tests {
             float_reason: String::new(),
             training_samples: samples,
             held_out_samples: 3,
+            drift: String::new(),
+            drift_alarms: 0,
         }]
     }
 

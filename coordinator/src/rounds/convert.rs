@@ -170,6 +170,8 @@ pub fn serving(status: wire::ServingStatus) -> NodeServing {
         float_reason: text(&status.float_reason),
         training_samples: status.training_samples,
         held_out_samples: status.held_out_samples,
+        drift: text(&status.drift),
+        drift_alarms: status.drift_alarms,
     }
 }
 

@@ -12,8 +12,9 @@ use super::learner::{Client, Evaluated, Holdings, Job, Learner, Run, Trained};
 use super::outbox::Metrics;
 use super::pacing::Pace;
 use super::versions::Versions;
+use crate::drift::DriftWatch;
 use crate::inference::Serving;
-use crate::samples::{Sample, SampleStore};
+use crate::samples::{Replay, Sample, SampleStore, TrainingDraw};
 use crate::status::ServedModel;
 use crate::training::{self, Dataset, Loss, Objective, TrainingError};
 
@@ -22,12 +23,15 @@ use crate::training::{self, Dataset, Loss, Objective, TrainingError};
 pub struct Edge {
     versions: Arc<Versions>,
     samples: SampleStore,
+    replay: Replay,
+    drift: Option<DriftWatch>,
 }
 
 impl Edge {
-    /// Trains and evaluates these versions on these samples.
-    pub fn new(versions: Arc<Versions>, samples: SampleStore) -> Edge {
-        Edge { versions, samples }
+    /// Trains and evaluates these versions on these samples, of which a training sees what `replay` says; tells what
+    /// `drift` saw.
+    pub fn new(versions: Arc<Versions>, samples: SampleStore, replay: Replay, drift: Option<DriftWatch>) -> Edge {
+        Edge { versions, samples, replay, drift }
     }
 }
 
@@ -36,6 +40,7 @@ impl Learner for Edge {
     async fn holdings(&self) -> Holdings {
         let repository = self.versions.repository();
         let mut models = Vec::new();
+        let drift = self.drift.as_ref().map(DriftWatch::status).unwrap_or_default();
         for model in repository.names() {
             let counts = match self.samples.counts(&model).await {
                 Ok(counts) => counts,
@@ -46,6 +51,7 @@ impl Learner for Edge {
             };
             let current = repository.current(&model);
             let current = current.as_deref();
+            let watched = drift.iter().find(|watched| watched.model == model);
             models.push(ServedModel {
                 number: current.map_or(0, |s| s.manifest().number),
                 digest: current.map(|s| s.manifest().digest),
@@ -53,6 +59,8 @@ impl Learner for Edge {
                 float_reason: current.and_then(|s| s.float_reason()).unwrap_or_default().to_owned(),
                 training_samples: counts.training,
                 held_out_samples: counts.held_out,
+                drift: watched.and_then(|w| w.alarm).map(|alarm| alarm.kind.name()).unwrap_or_default().to_owned(),
+                drift_alarms: watched.map_or(0, |w| w.alarms),
                 model,
             });
         }
@@ -65,15 +73,24 @@ impl Learner for Edge {
 
     async fn train(&self, client: &Client, base: &Version, run: Run) -> Result<Job, String> {
         let package = self.versions.package(client, base).await.map_err(|e| e.to_string())?;
-        let samples = self.samples.training_set(&base.manifest.name).await.map_err(|e| e.to_string())?;
+        let name = base.manifest.name.clone();
+        let draw = self.samples.draw_for_training(&name, self.replay, run.plan.seed).await;
+        let TrainingDraw { samples, new, through } = draw.map_err(|e| e.to_string())?;
         if samples.is_empty() {
-            return Err(format!("no training samples for model {:?}", base.manifest.name));
+            return Err(format!("no training samples for model {name:?}"));
         }
+        tracing::info!(model = %name, new, replayed = samples.len() - new, "samples to train on");
         // Open from here on: newer versions may push it from the disk meanwhile.
         let file = self.versions.open(base).map_err(|e| e.to_string())?;
+        let (store, executor) = (self.samples.clone(), tokio::runtime::Handle::current());
         Ok(Box::new(move || {
             let data = dataset(&package, samples).map_err(|e| e.to_string())?;
-            train(package.model, file, &data, &run)
+            let trained = train(package.model, file, &data, &run)?;
+            // Off the executor, so that waiting holds nobody up. A mark that fails only makes samples new once more.
+            if let Err(error) = executor.block_on(store.mark_trained(&name, through)) {
+                tracing::warn!(%error, "what was trained on stays marked as new");
+            }
+            Ok(trained)
         }))
     }
 

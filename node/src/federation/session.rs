@@ -97,6 +97,8 @@ impl Session {
                 float_reason: s.float_reason,
                 training_samples: s.training_samples,
                 held_out_samples: s.held_out_samples,
+                drift: s.drift,
+                drift_alarms: s.drift_alarms,
             })
             .collect();
         call(self.client().heartbeat(HeartbeatRequest { serving })).await.map(|_| ())

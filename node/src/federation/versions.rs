@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fedge_models::{ModelError, Package};
@@ -14,7 +14,8 @@ use super::learner::Client;
 use super::shelf::{MODEL_FILE, Shelf, ShelfError};
 use crate::config::DataFile;
 use crate::inference::{ModelRepository, PrepareError, PrepareOptions, Serving, prepare};
-use crate::samples::{Sample, SampleError, SampleStore, file};
+use crate::samples::file::{self, ReadOptions};
+use crate::samples::{Sample, SampleError, SampleStore};
 
 /// Samples that activation ranges are calibrated on, at most.
 const CALIBRATION_SAMPLES: usize = 512;
@@ -184,6 +185,10 @@ impl Versions {
         Ok(samples)
     }
 
+    fn data_problem(&self, path: &Path, problem: String) {
+        self.data_problems.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), problem);
+    }
+
     /// Reads the configured data files of a lineage into the store, once.
     async fn ingest(&self, package: &Package) -> Result<(), VersionError> {
         let manifest = &package.manifest;
@@ -193,20 +198,28 @@ impl Versions {
             self.data.iter().filter(|d| d.model.as_ref().is_none_or(|m| *m == manifest.name)).collect();
         for data in files.into_iter().skip(*done) {
             *done += 1;
-            let (path, labels) = (data.path.clone(), manifest.labels.clone());
-            let (sample_len, classes) = (package.model.input().sample_len(), package.model.output().sample_len());
-            let read = move || file::read(&path)?.into_samples(sample_len, classes, &labels);
+            let (path, labels, bad_rows) = (data.path.clone(), manifest.labels.clone(), data.bad_rows);
+            let (shape, classes) = (package.model.input().sample_shape(), package.model.output().sample_len());
+            let read = move || {
+                let rows = file::read(&path, &ReadOptions { sample_shape: &shape, bad_rows })?;
+                rows.into_samples(shape.iter().product(), classes, &labels)
+            };
             let read = tokio::task::spawn_blocking(read).await.map_err(|e| VersionError::Interrupted(e.to_string()))?;
             match read {
-                Ok(samples) => {
+                Ok((samples, skipped)) => {
+                    if let Some(first) = skipped.first.first() {
+                        let count = skipped.count;
+                        tracing::warn!(model = %manifest.name, skipped = count, %first, "rows of a data file are left out");
+                        let problem = format!("for model {:?}: {count} rows left out; {first}", manifest.name);
+                        self.data_problem(&data.path, problem);
+                    }
                     let added = self.samples.add_many(&manifest.name, samples).await?;
                     tracing::info!(file = %data.path.display(), model = %manifest.name, new = added.new, known = added.duplicates, "samples read");
                 }
                 // Serving comes first: a file that does not fit is no reason to serve nothing.
                 Err(error) => {
                     tracing::error!(model = %manifest.name, %error, "a data file does not fit and is left out");
-                    let mut problems = self.data_problems.lock().unwrap_or_else(PoisonError::into_inner);
-                    problems.insert(data.path.clone(), format!("for model {:?}: {error}", manifest.name));
+                    self.data_problem(&data.path, format!("for model {:?}: {error}", manifest.name));
                 }
             }
         }

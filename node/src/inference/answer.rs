@@ -18,6 +18,7 @@ use super::request::{self, InferRequest, Inputs, OutputForm, Refused, RequestLim
 use super::serving::Serving;
 use super::statistics::{Failure, Stages};
 use crate::calls::Call;
+use crate::drift::DriftWatch;
 use crate::samples::{SampleId, SampleStore};
 
 /// Answers requests for the models of a repository.
@@ -27,6 +28,7 @@ pub struct Inference {
     samples: Option<SampleStore>,
     keeper: Arc<Keeper>,
     limits: RequestLimits,
+    drift: Option<DriftWatch>,
 }
 
 /// The reply to a request.
@@ -94,7 +96,17 @@ impl Inference {
         keep: KeepPolicy,
         limits: RequestLimits,
     ) -> Inference {
-        Inference { repository, samples, keeper: Arc::new(Keeper::new(keep)), limits }
+        Inference { repository, samples, keeper: Arc::new(Keeper::new(keep)), limits, drift: None }
+    }
+
+    /// The same, with answered inputs watched for drift.
+    pub fn watching(self, drift: Option<DriftWatch>) -> Inference {
+        Inference { drift, ..self }
+    }
+
+    /// What watches for drift, if anything.
+    pub fn drift(&self) -> Option<&DriftWatch> {
+        self.drift.as_ref()
     }
 
     /// The models.
@@ -150,7 +162,7 @@ impl Inference {
         let formatted = Instant::now();
         let outputs = wanted.into_iter().map(|(index, form)| output(&serving, &done.outputs, index, form)).collect();
         let sample_id = match done.inputs {
-            Inputs::Floats(values) if rows == 1 => self.keep(&serving, values, &done.outputs),
+            Inputs::Floats(values) if rows == 1 => self.learn_from(&serving, values, &done.outputs),
             _ => None,
         };
         done.stages.output += formatted.elapsed();
@@ -164,14 +176,22 @@ impl Inference {
         Ok(Answer { serving, id: request.id, outputs, sample_id })
     }
 
-    /// Keeps the input of an answered request, if the policy wants it and there is room; never waits.
-    fn keep(&self, serving: &Serving, input: Vec<f32>, outputs: &[TensorData]) -> Option<SampleId> {
-        let samples = self.samples.as_ref()?;
+    /// Shows the input of an answered request to the drift detector, and keeps it if the policy wants it and there is room;
+    /// never waits.
+    fn learn_from(&self, serving: &Serving, input: Vec<f32>, outputs: &[TensorData]) -> Option<SampleId> {
+        if self.drift.is_none() && self.samples.is_none() {
+            return None;
+        }
         let outputs = outputs.first().map(|output| floats(&output.data)).unwrap_or_default();
+        let manifest = serving.manifest();
+        if let Some(drift) = &self.drift {
+            drift.observe(&manifest.name, manifest.number, &input, &outputs);
+        }
+        let samples = self.samples.as_ref()?;
         if !self.keeper.keeps(&outputs) {
             return None;
         }
-        samples.try_keep_pending(&serving.manifest().name, input)
+        samples.try_keep_pending(&manifest.name, input)
     }
 }
 

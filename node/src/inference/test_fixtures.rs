@@ -20,8 +20,8 @@ pub(crate) fn zoo(file: &str) -> PathBuf {
 
 /// All 1,797 rows of the real data, raw.
 pub(crate) fn digits() -> Vec<Sample> {
-    let rows = file::read(&zoo("digits.csv")).unwrap();
-    let samples = rows.into_samples(PIXELS, 10, &names()).unwrap();
+    let rows = file::read(&zoo("digits.csv"), &file::ReadOptions::strict(&[])).unwrap();
+    let (samples, _) = rows.into_samples(PIXELS, 10, &names()).unwrap();
     samples.into_iter().map(|(input, label)| Sample { input, label }).collect()
 }
 

@@ -7,6 +7,7 @@ pub mod file;
 pub mod held_out;
 mod id;
 mod pending;
+pub mod replay;
 mod retention;
 pub mod store;
 
@@ -15,4 +16,5 @@ pub use feedback::FeedbackService;
 pub use file::{FileError, LabelledRows, RowLabel};
 pub use id::SampleId;
 pub use pending::Labelled;
+pub use replay::{Replay, TrainingDraw};
 pub use store::{Added, AddedMany, Counts, Limits, Sample, SampleStore};

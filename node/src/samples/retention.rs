@@ -1,5 +1,12 @@
-//! What goes when the sample store is full: the oldest sample of the most frequent class.
-//! Pending inputs have their own bounds, in `pending`.
+//! What goes when the sample store is full: the store is a class-balanced reservoir.
+//! What of it a training sees is `replay`'s matter; pending inputs have their own bounds, in `pending`.
+//!
+//! The class with the most samples gives one up (class-balancing reservoir sampling, Chrysakis and Moens, "Online
+//! Continual Learning from Imbalanced Data", ICML 2020, algorithm 1), and within the class what stays is a uniform sample
+//! of all that ever came, as Vitter's algorithm R keeps ("Random Sampling with a Reservoir", 1985). Instead of drawing a
+//! place at each arrival, every input has a fixed random key, a part of its SHA-256, and those with the smallest keys
+//! stay (the random-tag form of the same sample; "bottom-k" in Cohen and Kaplan, PODC 2007). So what is kept depends on
+//! neither order nor repetition nor a restart, and a sample that was given up does not come back by being sent again.
 
 use sqlx::Row;
 
@@ -34,7 +41,7 @@ pub(crate) async fn evict(write: &mut Write<'_>, limits: &Limits) -> Result<(), 
         let count = excess.clamp(1, (samples - second).max(1));
         sqlx::query(
             "DELETE FROM samples WHERE sequence IN
-                 (SELECT sequence FROM samples WHERE model = ? AND label = ? ORDER BY sequence LIMIT ?)",
+                 (SELECT sequence FROM samples WHERE model = ? AND label = ? ORDER BY substr(digest, 3) DESC LIMIT ?)",
         )
         .bind(class.try_get::<String, _>(0)?)
         .bind(class.try_get::<i64, _>(1)?)

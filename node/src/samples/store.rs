@@ -134,7 +134,7 @@ impl SampleStore {
     }
 
     /// Adds one labelled sample of `model`; it is on disk when this returns. The same input counts once, with the
-    /// latest label. When the store is full, the oldest sample of the most frequent class goes.
+    /// latest label. When the store is full, the most frequent class gives a sample up, which may be this one (`retention`).
     pub async fn add(&self, model: &str, input: &[f32], label: u32) -> Result<Added, SampleError> {
         self.inner.check(input)?;
         let mut write = self.inner.begin().await?;

@@ -85,20 +85,65 @@ async fn calibration_samples_are_spread_over_the_classes_and_filled_with_waiting
 }
 
 #[tokio::test]
-async fn a_full_store_drops_the_oldest_of_the_most_frequent_class() {
+async fn a_full_store_takes_from_the_most_frequent_class_and_what_stays_depends_on_no_order() {
     let directory = TempDir::new().unwrap();
-    let store = open(&directory, Limits { max_samples: 30, ..Limits::default() }).await;
-    for seed in 0..10 {
-        store.add("m", &input(seed), 1).await.unwrap();
+    let limits = Limits { max_samples: 30, ..Limits::default() };
+    let mut kept = Vec::new();
+    for (name, backwards) in [("a.db", false), ("b.db", true)] {
+        let store = SampleStore::open(&directory.path().join(name), limits.clone()).await.unwrap();
+        for seed in 0..10 {
+            store.add("m", &input(seed), 1).await.unwrap();
+        }
+        let mut many: Vec<_> = (100..200).map(|seed| (input(seed), 2)).collect();
+        if backwards {
+            many.reverse();
+        }
+        for part in many.chunks(7) {
+            store.add_many("m", part.to_vec()).await.unwrap();
+        }
+        store.add("m", &input(300), 3).await.unwrap();
+        // Sent again, what was given up stays away.
+        store.add_many("m", many).await.unwrap();
+        let all = [store.training_set("m").await.unwrap(), store.held_out_set("m").await.unwrap()].concat();
+        let of = |label| all.iter().filter(|sample| sample.label == label).count();
+        assert_eq!((of(1), of(2), of(3)), (10, 19, 1));
+        kept.push(all.iter().map(|sample| sample.input[0] as u32).collect::<std::collections::BTreeSet<_>>());
     }
-    store.add_many("m", (100..200).map(|seed| (input(seed), 2)).collect()).await.unwrap();
-    store.add("m", &input(300), 3).await.unwrap();
+    assert_eq!(kept[0], kept[1]);
+}
+
+#[tokio::test]
+async fn a_full_class_is_a_uniform_sample_of_all_that_came() {
+    // 4,000 inputs through a reservoir of 400: of each tenth of the stream a tenth stays. The number that stays of one
+    // tenth has a standard deviation of 5.7 (hypergeometric), so 40 plus or minus 24 is more than four of them.
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory, Limits { max_samples: 400, ..Limits::default() }).await;
+    for part in 0..40 {
+        let many = (part * 100..(part + 1) * 100).map(|seed| (input(seed), 0)).collect();
+        store.add_many("m", many).await.unwrap();
+    }
     let all = [store.training_set("m").await.unwrap(), store.held_out_set("m").await.unwrap()].concat();
-    let of = |label| all.iter().filter(|sample| sample.label == label).count();
-    assert_eq!((of(1), of(2), of(3)), (10, 19, 1));
-    let left: HashSet<u32> =
-        all.iter().filter(|sample| sample.label == 2).map(|sample| sample.input[0] as u32 / 7).collect();
-    assert_eq!(left, (181..200).collect(), "the newest stay");
+    let mut tenths = [0; 10];
+    all.iter().for_each(|sample| tenths[sample.input[0] as usize / 7 / 400] += 1);
+    assert_eq!(tenths.iter().sum::<i32>(), 400);
+    assert!(tenths.iter().all(|count| (16..=64).contains(count)), "{tenths:?}");
+}
+
+#[tokio::test]
+async fn a_store_of_the_first_version_is_migrated_with_all_that_it_holds() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("samples.db");
+    std::fs::write(&path, include_bytes!("fixtures/store_v1.db")).unwrap();
+    let store = SampleStore::open(&path, Limits { max_samples: 20, ..Limits::default() }).await.unwrap();
+    let counts = store.counts("digits").await.unwrap();
+    assert_eq!((counts.training + counts.held_out, counts.pending), (40, 1));
+    let all = [store.training_set("digits").await.unwrap(), store.held_out_set("digits").await.unwrap()].concat();
+    assert!(all.iter().all(|sample| sample.input[0] as u32 / 7 % 4 == sample.label));
+    store.add("digits", &input(500), 7).await.unwrap();
+    let counts = store.counts("digits").await.unwrap();
+    assert_eq!(counts.training + counts.held_out, 20, "the bound holds from the next sample on");
+    store.close().await;
+    SampleStore::open(&path, Limits::default()).await.unwrap();
 }
 
 #[tokio::test]

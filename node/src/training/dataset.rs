@@ -167,7 +167,7 @@ impl Dataset {
     }
 
     /// All samples, copied into one batch.
-    pub(super) fn whole(&self) -> (Vec<f32>, Targets) {
+    pub(crate) fn whole(&self) -> (Vec<f32>, Targets) {
         self.batch(&(0..self.len()).collect::<Vec<_>>())
     }
 

@@ -41,6 +41,12 @@ pub struct ServingStatus {
     pub training_samples: u64,
     #[prost(uint64, tag = "7")]
     pub held_out_samples: u64,
+    /// What changed in the requests since the served version came: "input" or "confidence"; empty: nothing that was seen.
+    #[prost(string, tag = "8")]
+    pub drift: ::prost::alloc::string::String,
+    /// Changes that were seen since the node started.
+    #[prost(uint64, tag = "9")]
+    pub drift_alarms: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatRequest {

@@ -256,6 +256,12 @@ pub struct NodeServing {
     pub training_samples: u64,
     #[prost(uint64, tag = "6")]
     pub held_out_samples: u64,
+    /// What changed in the requests since the served version came: "input" or "confidence"; empty: nothing that was seen.
+    #[prost(string, tag = "7")]
+    pub drift: ::prost::alloc::string::String,
+    /// Changes that were seen since the node started.
+    #[prost(uint64, tag = "8")]
+    pub drift_alarms: u64,
 }
 /// Generated client implementations.
 pub mod operators_client {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use fedge_models::{Model, Preprocessing};
-use fedge_node::samples::file::{self, FileError, LabelledRows};
+use fedge_node::samples::file::{self, FileError, LabelledRows, ReadOptions};
 use fedge_node::samples::held_out;
 use fedge_node::training::{Dataset, TrainingError};
 
@@ -112,12 +112,14 @@ impl Population {
     /// [`PopulationError`] names the file and row, or the flag.
     pub fn load(recipe: &Recipe, model: &Model) -> Result<Population, PopulationError> {
         let (data, test) = sources(recipe)?;
-        let rows = match &recipe.partition {
-            Partition::Column(name) => file::read_with_nodes(&data, name)?,
-            Partition::Dealt { .. } | Partition::File(_) => file::read(&data)?,
+        let shape = model.input().sample_shape();
+        let reading = ReadOptions::strict(&shape);
+        let mut rows = match &recipe.partition {
+            Partition::Column(name) => file::read_with_nodes(&data, name, &reading)?,
+            Partition::Dealt { .. } | Partition::File(_) => file::read(&data, &reading)?,
         };
-        recipe.preprocessing.validate(&model.input().sample_shape())?;
-        let labels = class_indices(&rows, recipe, model)?;
+        recipe.preprocessing.validate(&shape)?;
+        let labels = class_indices(&mut rows, recipe, model)?;
         let (mut nodes, test_rows) = match &recipe.partition {
             Partition::File(path) => SplitsFile::read(path)?.check(path, labels.len())?,
             Partition::Dealt { split, nodes } => dealt(recipe, &rows, &labels, *split, *nodes)?,
@@ -131,8 +133,8 @@ impl Population {
         let data = dataset(rows, labels, recipe, model)?;
         let test = match test {
             Some(path) => {
-                let rows = file::read(&path)?;
-                let labels = class_indices(&rows, recipe, model)?;
+                let mut rows = file::read(&path, &reading)?;
+                let labels = class_indices(&mut rows, recipe, model)?;
                 Some(dataset(rows, labels, recipe, model)?)
             }
             None if test_rows.is_empty() => None,
@@ -172,7 +174,7 @@ fn sources(recipe: &Recipe) -> Result<(PathBuf, Option<PathBuf>), PopulationErro
     }
 }
 
-fn class_indices(rows: &LabelledRows, recipe: &Recipe, model: &Model) -> Result<Vec<u32>, PopulationError> {
+fn class_indices(rows: &mut LabelledRows, recipe: &Recipe, model: &Model) -> Result<Vec<u32>, PopulationError> {
     // Where the file leaves the width of the output open, training itself checks the labels.
     let width = model.output().dims.last().copied().flatten().unwrap_or(u32::MAX as usize);
     Ok(rows.class_indices(model.input().sample_len(), width, &recipe.labels)?)

@@ -80,7 +80,7 @@ fn package(manifest: Manifest, model: Model) -> Result<Package, String> {
 fn prepared(folder: &Path, package: Package, settings: &Settings) -> Result<Serving, String> {
     let mut calibration = Vec::new();
     if let Some(name) = &settings.calibration_file {
-        let rows = file::read_inputs(&folder.join(name), package.model.input().sample_len());
+        let rows = file::read_inputs(&folder.join(name), &package.model.input().sample_shape());
         let rows = rows.map_err(|error| format!("calibration_file: {error}"))?;
         calibration = rows.rows().take(CALIBRATION_SAMPLES).map(<[f32]>::to_vec).collect();
     }

@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use super::{FileError, LabelledRows, MAX_VALUES, RowLabel, shorten};
+use super::rows::Places;
+use super::{BadRows, FileError, LabelledRows, MAX_VALUES, RowLabel, shorten};
 
 /// Most columns of a row.
 const MAX_COLUMNS: usize = 1 << 20;
@@ -31,6 +32,7 @@ pub(super) fn read(
     bytes: Vec<u8>,
     labels: Labels,
     node_column: Option<&str>,
+    bad_rows: BadRows,
 ) -> Result<LabelledRows, FileError> {
     let file_error = |problem: String| FileError::File { path: path.to_owned(), problem };
     // Spreadsheets begin UTF-8 files with a byte order mark.
@@ -39,6 +41,8 @@ pub(super) fn read(
     let mut record = csv::StringRecord::new();
     let mut rows = LabelledRows::new(path, Vec::new(), 0);
     let mut columns: Option<Columns> = None;
+    rows.bad_rows = bad_rows;
+    let mut places = Vec::new();
     let mut row = 0;
     loop {
         row += 1;
@@ -47,7 +51,8 @@ pub(super) fn read(
             Ok(false) => break,
             Err(error) => {
                 let problem = format!("cannot be read as comma-separated UTF-8 text: {}", without_position(&error));
-                return Err(FileError::Row { path: path.to_owned(), row, problem });
+                refuse(&mut rows, FileError::Row { path: path.to_owned(), row, problem })?;
+                continue;
             }
         }
         let known = match &columns {
@@ -56,7 +61,6 @@ pub(super) fn read(
                 let found = first_record(path, &record, labels, node_column)?;
                 rows.sample_len = found.count - usize::from(found.label.is_some()) - usize::from(found.node.is_some());
                 let is_header = found.names.is_some();
-                rows.first_row = if is_header { 2 } else { 1 };
                 let found = columns.insert(found);
                 if is_header {
                     continue;
@@ -64,12 +68,35 @@ pub(super) fn read(
                 found
             }
         };
-        take(path, row, known, &record, &mut rows)?;
+        if rows.inputs.len() + rows.sample_len > MAX_VALUES {
+            return Err(file_error(format!("holds more than {MAX_VALUES} values; split it into several files")));
+        }
+        let (values, labels, nodes) = (rows.inputs.len(), rows.labels.len(), rows.nodes.len());
+        match take(path, row, known, &record, &mut rows) {
+            Ok(()) => places.push(row),
+            Err(error) => {
+                rows.inputs.truncate(values);
+                rows.labels.truncate(labels);
+                rows.nodes.truncate(nodes);
+                refuse(&mut rows, error)?;
+            }
+        }
     }
-    if rows.inputs.is_empty() {
+    rows.places = Places::At(places);
+    if rows.inputs.is_empty() && rows.skipped.count == 0 {
         return Err(file_error("holds no rows of samples; it needs at least one".to_owned()));
     }
+    rows.check_some_left()?;
     Ok(rows)
+}
+
+/// Leaves the row out or stops, as the file is read.
+fn refuse(rows: &mut LabelledRows, error: FileError) -> Result<(), FileError> {
+    if rows.bad_rows == BadRows::Stop {
+        return Err(error);
+    }
+    rows.skipped.add(&error);
+    Ok(())
 }
 
 fn first_record(
@@ -123,9 +150,6 @@ fn take(
     let refused = |problem: String| FileError::Row { path: path.to_owned(), row, problem };
     if record.len() != columns.count {
         return Err(refused(format!("has {} columns, but the first row has {}", record.len(), columns.count)));
-    }
-    if rows.inputs.len() + rows.sample_len > MAX_VALUES {
-        return Err(refused(format!("the file holds more than {MAX_VALUES} values; split it into several files")));
     }
     for (column, field) in record.iter().enumerate() {
         let wrong = |problem: String| FileError::Value {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{FileError, LabelledRows, MAX_VALUES, RowLabel, gzip, read_bytes};
+use super::{BadRows, FileError, LabelledRows, MAX_VALUES, RowLabel, gzip, read_bytes};
 
 /// Most bytes of a decompressed file: every value as a double, and a header.
 const MAX_CONTENT: usize = MAX_VALUES * 8 + 64;
@@ -18,8 +18,12 @@ pub(super) fn is_named_so(path: &Path) -> bool {
 }
 
 /// Images and the labels that lie beside them.
-pub(super) fn read(images: &Path) -> Result<LabelledRows, FileError> {
-    let mut rows = read_images(images)?;
+pub(super) fn read(images: &Path, bad_rows: BadRows) -> Result<LabelledRows, FileError> {
+    let mut rows = match bad_rows {
+        BadRows::Stop => read_images(images)?,
+        BadRows::Skip => raw_images(images)?,
+    };
+    rows.bad_rows = bad_rows;
     let labels = labels_beside(images)?;
     let (shape, values) = array(&labels)?;
     let refused = |problem: String| FileError::File { path: labels.clone(), problem };
@@ -31,21 +35,30 @@ pub(super) fn read(images: &Path) -> Result<LabelledRows, FileError> {
             rows.len()
         )));
     }
-    let index = |(row, value): (usize, f32)| {
+    let mut bad = Vec::new();
+    for (row, value) in values.into_iter().enumerate() {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "compared right after")]
         let index = value as u32;
-        if index as f32 == value {
-            return Ok(RowLabel::Index(index));
+        rows.labels.push(RowLabel::Index(index));
+        if index as f32 != value {
+            let problem = format!("holds the label {value}; labels are class indices from 0");
+            bad.push((row, FileError::Row { path: labels.clone(), row: row + 1, problem }));
         }
-        let problem = format!("holds the label {value}; labels are class indices from 0");
-        Err(FileError::Row { path: labels.clone(), row: row + 1, problem })
-    };
-    rows.labels = values.into_iter().enumerate().map(index).collect::<Result<_, _>>()?;
+    }
+    rows.leave_out(bad)?;
+    rows.leave_out_not_finite("an image")?;
     Ok(rows)
 }
 
 /// Images alone.
 pub(super) fn read_images(path: &Path) -> Result<LabelledRows, FileError> {
+    let mut rows = raw_images(path)?;
+    rows.leave_out_not_finite("an image")?;
+    Ok(rows)
+}
+
+/// Images whose values may be NaN or infinite.
+fn raw_images(path: &Path) -> Result<LabelledRows, FileError> {
     let (shape, values) = array(path)?;
     let refused = |problem: String| Err(FileError::File { path: path.to_owned(), problem });
     let Some((&count, sample)) = shape.split_first().filter(|(_, sample)| !sample.is_empty()) else {
@@ -54,14 +67,6 @@ pub(super) fn read_images(path: &Path) -> Result<LabelledRows, FileError> {
     let sample_len: usize = sample.iter().product();
     if count == 0 || sample_len == 0 {
         return refused(format!("has the shape {shape:?}, so it is empty; it needs at least one image"));
-    }
-    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-        return Err(FileError::Value {
-            path: path.to_owned(),
-            row: at / sample_len + 1,
-            column: (at % sample_len + 1).to_string(),
-            problem: "is not a finite float32; drop or repair the image".to_owned(),
-        });
     }
     Ok(LabelledRows::new(path, values, sample_len))
 }

@@ -3,7 +3,7 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::samples::file;
+use crate::samples::file::{self, ReadOptions};
 
 /// An array of bytes as the format has it.
 fn idx(kind: u8, shape: &[u32], data: &[u8]) -> Vec<u8> {
@@ -50,11 +50,11 @@ fn images_and_the_labels_beside_them_are_rows_plain_or_compressed_by_file_or_by_
     ] {
         let folder = folder(&[(image_name, image_bytes), (label_name, label_bytes)]);
         for path in [folder.path().join(image_name), folder.path().to_owned()] {
-            let rows = file::read(&path).unwrap();
+            let rows = file::read(&path, &ReadOptions::strict(&[])).unwrap();
             assert_eq!((rows.len(), rows.sample_len), (2, 6), "{image_name}");
             assert_eq!(rows.rows().last().unwrap(), [250.0, 251.0, 252.0, 253.0, 254.0, 255.0]);
             assert_eq!(rows.labels, [RowLabel::Index(7), RowLabel::Index(3)]);
-            assert_eq!(file::read_inputs(&path, 6).unwrap().inputs, rows.inputs);
+            assert_eq!(file::read_inputs(&path, &[6]).unwrap().inputs, rows.inputs);
         }
     }
 }
@@ -81,7 +81,7 @@ fn a_folder_of_training_and_test_images_is_told_apart() {
     let folder = folder(&both);
     let (train, test) = file::train_and_test(folder.path()).unwrap();
     assert!(train.ends_with("train-images-idx3-ubyte") && test.ends_with("t10k-images-idx3-ubyte"));
-    let error = file::read(folder.path()).unwrap_err().to_string();
+    let error = file::read(folder.path(), &ReadOptions::strict(&[])).unwrap_err().to_string();
     assert!(error.contains("2 files of images") && error.contains("name one"), "{error}");
 }
 
@@ -109,16 +109,22 @@ fn damaged_files_and_missing_labels_are_refused_with_what_to_do() {
         (huge, "above the limit"),
     ] {
         let folder = folder(&[("a-images-idx3-ubyte", bytes), ("a-labels-idx1-ubyte", labels())]);
-        let error = file::read(&folder.path().join("a-images-idx3-ubyte")).unwrap_err().to_string();
+        let error =
+            file::read(&folder.path().join("a-images-idx3-ubyte"), &ReadOptions::strict(&[])).unwrap_err().to_string();
         assert!(error.contains(told) && error.contains("a-images-idx3-ubyte"), "{told}: {error}");
     }
     let lone = folder(&[("a-images-idx3-ubyte", images())]);
-    let error = file::read(lone.path()).unwrap_err().to_string();
+    let error = file::read(lone.path(), &ReadOptions::strict(&[])).unwrap_err().to_string();
     assert!(error.contains("a-labels-idx1-ubyte"), "{error}");
     let fewer = folder(&[("a-images-idx3-ubyte", images()), ("a-labels-idx1-ubyte", idx(8, &[1], &[4]))]);
-    let error = file::read(fewer.path()).unwrap_err().to_string();
+    let error = file::read(fewer.path(), &ReadOptions::strict(&[])).unwrap_err().to_string();
     assert!(error.contains("holds 2 images"), "{error}");
-    assert!(file::read(folder(&[]).path()).unwrap_err().to_string().contains("without IDX images"));
+    assert!(
+        file::read(folder(&[]).path(), &ReadOptions::strict(&[]))
+            .unwrap_err()
+            .to_string()
+            .contains("without IDX images")
+    );
 }
 
 #[test]

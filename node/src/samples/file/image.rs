@@ -53,7 +53,7 @@ pub fn is_named_so(path: &Path) -> bool {
     has_ending(path, &["png", "jpg", "jpeg"])
 }
 
-fn has_ending(path: &Path, endings: &[&str]) -> bool {
+pub(super) fn has_ending(path: &Path, endings: &[&str]) -> bool {
     let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
     ending.is_some_and(|ending| endings.contains(&ending.as_str()))
 }
@@ -156,4 +156,4 @@ fn grey(decoded: DynamicImage) -> GrayImage {
 #[cfg(test)]
 #[path = "image_tests.rs"]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-mod tests;
+pub(super) mod tests;

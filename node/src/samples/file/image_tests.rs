@@ -4,7 +4,7 @@ use image::{ExtendedColorType, ImageEncoder};
 
 use super::*;
 
-pub(crate) fn png(width: u32, height: u32, colour: ExtendedColorType, pixels: &[u8]) -> Vec<u8> {
+pub(in crate::samples::file) fn png(width: u32, height: u32, colour: ExtendedColorType, pixels: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     image::codecs::png::PngEncoder::new(&mut bytes).write_image(pixels, width, height, colour).unwrap();
     bytes

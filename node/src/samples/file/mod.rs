@@ -1,69 +1,45 @@
-//! Files of samples: CSV, .npz and IDX into rows of raw float32 values and their labels, read as hostile input.
-//! The formats are in the submodules; what a label means to a model is resolved here, storing is `store`'s.
+//! Files of samples: CSV, .npz, IDX and pictures into rows of raw float32 values and their labels, read as hostile input.
+//! The formats are in the submodules, what a label means to a model in `rows`; storing is `store`'s.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 mod csv;
+mod folder;
 mod gzip;
 mod idx;
 pub mod image;
 mod npy;
 mod npz;
 mod plain;
+mod rows;
 mod zip;
+
+use folder::Folder;
+pub(crate) use rows::known_labels;
+pub use rows::{BadRows, LabelledRows, RowLabel, RowTargets, Skipped};
+use rows::{node_name, shorten, show};
 
 /// Largest file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Most values that one file may hold: 256 MiB as float32.
 pub const MAX_VALUES: usize = 64 << 20;
 
-/// A label as the file gives it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum RowLabel {
-    /// Text: the name of a class or, where no class has that name, a class index.
-    Text(String),
-    /// A class index.
-    Index(u32),
+/// How a file is read.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadOptions<'a> {
+    /// Shape of the model's samples, without the batch: what pictures become. Rows of numbers are not checked against it.
+    pub sample_shape: &'a [usize],
+    /// What becomes of rows that are wrong.
+    pub bad_rows: BadRows,
 }
 
-/// What the outputs for a file's rows should be, where they are not one label a row.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RowTargets {
-    /// The rows' own labels say it.
-    Labels,
-    /// Class indices, `shape`'s product of them a row.
-    Classes {
-        /// All rows' indices, row after row.
-        labels: Vec<u32>,
-        /// Shape of one row's labels.
-        shape: Vec<usize>,
-    },
-    /// Numbers, `shape`'s product of them a row; finite.
-    Values {
-        /// All rows' numbers, row after row.
-        values: Vec<f32>,
-        /// Shape of one row's numbers.
-        shape: Vec<usize>,
-    },
-}
-
-/// The rows of one file.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LabelledRows {
-    /// All rows' raw values, row after row: `[rows * sample_len]`, all finite.
-    pub inputs: Vec<f32>,
-    /// Number of values in a row, at least 1.
-    pub sample_len: usize,
-    /// One label a row, or none at all where [`read_inputs`] met a file without labels.
-    pub labels: Vec<RowLabel>,
-    /// Whose each row is, one a row, where [`read_with_nodes`] was asked for it; else none.
-    pub nodes: Vec<String>,
-    source: PathBuf,
-    /// Position in the file of the first row, from 1.
-    first_row: usize,
+impl ReadOptions<'_> {
+    /// For a model with samples of this shape; the first row that is wrong is an error.
+    pub fn strict(sample_shape: &[usize]) -> ReadOptions<'_> {
+        ReadOptions { sample_shape, bad_rows: BadRows::Stop }
+    }
 }
 
 /// A file of samples that was refused.
@@ -119,26 +95,46 @@ pub enum FileError {
 /// - `...images...-ubyte` or `.idx`, plain or with `.gz` behind: MNIST's format; the labels are in the file beside it
 ///   that has `labels` and `idx1` in its name instead of `images` and `idx3`. A folder that holds one such pair is
 ///   read as well.
-pub fn read(path: &Path) -> Result<LabelledRows, FileError> {
+/// - A folder of folders of `.png` and `.jpg` pictures: each folder is a class of its name.
+///
+/// # Errors
+/// [`FileError`] names the file, and the row or picture.
+pub fn read(path: &Path, options: &ReadOptions<'_>) -> Result<LabelledRows, FileError> {
     match format(path)? {
-        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required, None),
-        Format::Npz => npz::read(path, &read_bytes(path)?, true, None),
-        Format::Npy | Format::Json => Err(FileError::File {
-            path: path.to_owned(),
-            problem: "holds inputs without labels; give labelled samples as .csv, .npz or IDX files".to_owned(),
-        }),
-        Format::Idx => idx::read(path),
-        Format::Folder => idx::read(&idx::only_images(path)?),
+        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required, None, options.bad_rows),
+        Format::Npz => npz::read(path, &read_bytes(path)?, true, None, options.bad_rows),
+        Format::Npy | Format::Json => Err(unlabelled(path, "holds inputs without labels")),
+        Format::Picture => Err(unlabelled(path, "is one picture without a label")),
+        Format::Idx => idx::read(path, options.bad_rows),
+        Format::Folder => match folder::look(path, options.bad_rows)? {
+            Folder::Idx(images) => idx::read(&images, options.bad_rows),
+            Folder::Classes(classes) => folder::read(path, classes, options),
+            Folder::Pictures(_) => Err(unlabelled(path, "holds pictures without classes")),
+        },
     }
+}
+
+/// Whether [`read`] could read a file, as far as can be seen before its model is known: pictures are not decoded yet.
+///
+/// # Errors
+/// As [`read`].
+pub fn check(path: &Path, bad_rows: BadRows) -> Result<(), FileError> {
+    if matches!(format(path)?, Format::Folder) && !matches!(folder::look(path, bad_rows)?, Folder::Idx(_)) {
+        return Ok(());
+    }
+    read(path, &ReadOptions { sample_shape: &[], bad_rows }).map(drop)
 }
 
 /// As [`read`], and whose each row is: by the CSV column or the .npz array of this name, which is no value then.
 /// Data that was gathered by many hands comes so.
-pub fn read_with_nodes(path: &Path, column: &str) -> Result<LabelledRows, FileError> {
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with_nodes(path: &Path, column: &str, options: &ReadOptions<'_>) -> Result<LabelledRows, FileError> {
     match format(path)? {
-        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required, Some(column)),
-        Format::Npz => npz::read(path, &read_bytes(path)?, true, Some(column)),
-        Format::Npy | Format::Json | Format::Idx | Format::Folder => Err(FileError::File {
+        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required, Some(column), options.bad_rows),
+        Format::Npz => npz::read(path, &read_bytes(path)?, true, Some(column), options.bad_rows),
+        Format::Npy | Format::Json | Format::Idx | Format::Folder | Format::Picture => Err(FileError::File {
             path: path.to_owned(),
             problem: format!("such files have no column {column:?}; say whose each row is in another way"),
         }),
@@ -147,38 +143,56 @@ pub fn read_with_nodes(path: &Path, column: &str) -> Result<LabelledRows, FileEr
 
 /// As [`read`], with targets of any shape: an .npz file's labels may have the shape `[rows, ...]`. `numbers`: targets are
 /// numbers to come close to, floats of the .npz file or the text of a CSV file's label column.
-pub fn read_with_targets(path: &Path, numbers: bool) -> Result<(LabelledRows, RowTargets), FileError> {
+///
+/// # Errors
+/// As [`read`]. Targets of any shape know no rows to leave out: there the first that is wrong is an error.
+pub fn read_with_targets(
+    path: &Path,
+    numbers: bool,
+    options: &ReadOptions<'_>,
+) -> Result<(LabelledRows, RowTargets), FileError> {
     if matches!(format(path)?, Format::Npz) {
-        return npz::read_targets(path, &read_bytes(path)?, numbers);
+        return npz::read_targets(path, &read_bytes(path)?, numbers, options.bad_rows);
     }
-    let rows = read(path)?;
+    let mut rows = read(path, options)?;
     if !numbers {
         return Ok((rows, RowTargets::Labels));
     }
-    let number = |(row, label): (usize, &RowLabel)| match label {
-        RowLabel::Index(index) => Ok(*index as f32),
-        RowLabel::Text(text) => {
-            text.parse().ok().filter(|value: &f32| value.is_finite()).ok_or_else(|| FileError::Row {
-                path: path.to_owned(),
-                row: rows.first_row + row,
-                problem: format!("the target {} is no finite number", show(label)),
-            })
-        }
+    let number = |label: &RowLabel| match label {
+        RowLabel::Index(index) => Some(*index as f32),
+        RowLabel::Text(text) => text.parse().ok().filter(|value: &f32| value.is_finite()),
     };
-    let values = rows.labels.iter().enumerate().map(number).collect::<Result<_, _>>()?;
-    Ok((rows, RowTargets::Values { values, shape: Vec::new() }))
+    let values: Vec<Option<f32>> = rows.labels.iter().map(number).collect();
+    let problem = |row: usize| format!("the target {} is no finite number", show(&rows.labels[row]));
+    let bad = (0..values.len()).filter(|&row| values[row].is_none());
+    let bad: Vec<_> = bad.map(|row| (row, rows.row_error(row, problem(row)))).collect();
+    rows.leave_out(bad)?;
+    Ok((rows, RowTargets::Values { values: values.into_iter().flatten().collect(), shape: Vec::new() }))
 }
 
-/// Reads rows of `sample_len` values that may lack labels (to ask a model, or to calibrate on): a CSV row is labelled
-/// where it has a column named `label` or one column more than `sample_len`. `.npy` and `.json` hold inputs alone.
-pub fn read_inputs(path: &Path, sample_len: usize) -> Result<LabelledRows, FileError> {
+/// Reads rows for samples of this shape that may lack labels (to ask a model, or to calibrate on): a CSV row is labelled
+/// where it has a column named `label` or one column more than a sample has values. `.npy`, `.json`, a picture and a
+/// folder of pictures hold inputs alone.
+///
+/// # Errors
+/// [`FileError`] names the file, and the row or picture.
+pub fn read_inputs(path: &Path, sample_shape: &[usize]) -> Result<LabelledRows, FileError> {
+    let options = ReadOptions::strict(sample_shape);
+    let sample_len = sample_shape.iter().product();
     let rows = match format(path)? {
-        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Optional { sample_len }, None)?,
-        Format::Npz => npz::read(path, &read_bytes(path)?, false, None)?,
+        Format::Csv => {
+            csv::read(path, read_bytes(path)?, csv::Labels::Optional { sample_len }, None, options.bad_rows)?
+        }
+        Format::Npz => npz::read(path, &read_bytes(path)?, false, None, options.bad_rows)?,
         Format::Npy => plain::read_npy(path, &read_bytes(path)?, sample_len)?,
         Format::Json => plain::read_json(path, &read_bytes(path)?, sample_len)?,
+        Format::Picture => image::read(path, sample_shape)?,
         Format::Idx => idx::read_images(path)?,
-        Format::Folder => idx::read_images(&idx::only_images(path)?)?,
+        Format::Folder => match folder::look(path, options.bad_rows)? {
+            Folder::Idx(images) => idx::read_images(&images)?,
+            Folder::Classes(classes) => folder::read(path, classes, &options)?,
+            Folder::Pictures(pictures) => folder::read_inputs(path, pictures, &options)?,
+        },
     };
     rows.check_width(sample_len)?;
     Ok(rows)
@@ -190,130 +204,13 @@ pub fn train_and_test(folder: &Path) -> Option<(PathBuf, PathBuf)> {
     idx::train_and_test(folder)
 }
 
-impl LabelledRows {
-    /// Rows without labels yet.
-    fn new(source: &Path, inputs: Vec<f32>, sample_len: usize) -> LabelledRows {
-        let (labels, nodes) = (Vec::new(), Vec::new());
-        LabelledRows { inputs, sample_len, labels, nodes, source: source.to_owned(), first_row: 1 }
-    }
-
-    /// Number of rows.
-    pub fn len(&self) -> usize {
-        self.inputs.len() / self.sample_len.max(1)
-    }
-
-    /// Whether there are none; a file without rows is refused, so never after reading.
-    pub fn is_empty(&self) -> bool {
-        self.inputs.is_empty()
-    }
-
-    /// The values of each row.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
-        self.inputs.chunks_exact(self.sample_len.max(1))
-    }
-
-    /// Class indices of all rows for a model with samples of `sample_len` values and these class names, of which there
-    /// are `classes` (names may be empty: then labels are indices). Errors name the row and the known labels.
-    pub fn class_indices(&self, sample_len: usize, classes: usize, names: &[String]) -> Result<Vec<u32>, FileError> {
-        self.check_width(sample_len)?;
-        let by_name: HashMap<&str, usize> =
-            names.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect();
-        let resolve = |(row, label): (usize, &RowLabel)| {
-            let index = match label {
-                RowLabel::Index(index) => Some(*index as usize),
-                RowLabel::Text(text) => by_name.get(text.as_str()).copied().or_else(|| index_in(text)),
-            };
-            match index.filter(|&index| index < classes).and_then(|index| u32::try_from(index).ok()) {
-                Some(index) => Ok(index),
-                None => Err(FileError::Row {
-                    path: self.source.clone(),
-                    row: self.first_row + row,
-                    problem: format!("unknown label {}; {}", show(label), known_labels(classes, names)),
-                }),
-            }
-        };
-        self.labels.iter().enumerate().map(resolve).collect()
-    }
-
-    /// The rows with their class indices, as `SampleStore::add_many` takes them; errors as
-    /// [`LabelledRows::class_indices`].
-    pub fn into_samples(
-        self,
-        sample_len: usize,
-        classes: usize,
-        names: &[String],
-    ) -> Result<Vec<(Vec<f32>, u32)>, FileError> {
-        let labels = self.class_indices(sample_len, classes, names)?;
-        Ok(self.rows().map(<[f32]>::to_vec).zip(labels).collect())
-    }
-
-    fn check_width(&self, sample_len: usize) -> Result<(), FileError> {
-        if self.sample_len == sample_len {
-            return Ok(());
-        }
-        Err(FileError::File {
-            path: self.source.clone(),
-            problem: format!(
-                "rows have {} values, but the model takes {sample_len}; give one column a value and one for the label",
-                self.sample_len
-            ),
-        })
-    }
-}
-
-/// What labels a model knows, for messages: "known labels are ...".
-pub(crate) fn known_labels(classes: usize, names: &[String]) -> String {
-    const SHOWN: usize = 20;
-    let last = classes.saturating_sub(1);
-    if names.is_empty() {
-        return format!("known labels are the class indices 0 to {last}");
-    }
-    let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
-    let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
-    format!("known labels are {}{more}, or the class indices 0 to {last}", shown.join(", "))
-}
-
-/// A class index written as text: `7`, or `7.0` as spreadsheets do.
-fn index_in(text: &str) -> Option<usize> {
-    let digits = text.strip_suffix(".0").unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    digits.parse().ok()
-}
-
-fn show(label: &RowLabel) -> String {
-    match label {
-        RowLabel::Index(index) => index.to_string(),
-        RowLabel::Text(text) => format!("{:?}", shorten(text)),
-    }
-}
-
-/// Text from a file, cut to a length that fits a message.
-fn shorten(text: &str) -> String {
-    const SHOWN: usize = 60;
-    if text.chars().count() <= SHOWN {
-        return text.to_owned();
-    }
-    text.chars().take(SHOWN).chain("...".chars()).collect()
-}
-
-/// The name of a row's node, as the file gives it.
-fn node_name(text: &str) -> Result<String, &'static str> {
-    const LONGEST: usize = 64;
-    match text.chars().count() {
-        0 => Err("the node's name is missing; say whose the row is"),
-        1..=LONGEST if !text.chars().any(char::is_control) => Ok(text.to_owned()),
-        _ => Err("the node's name has more than 64 characters or control characters; give a short name"),
-    }
-}
-
 enum Format {
     Csv,
     Npz,
     Npy,
     Json,
     Idx,
+    Picture,
     Folder,
 }
 
@@ -327,14 +224,23 @@ fn format(path: &Path) -> Result<Format, FileError> {
         Some("npy") => Ok(Format::Npy),
         Some("json") => Ok(Format::Json),
         _ if idx::is_named_so(path) => Ok(Format::Idx),
+        _ if image::is_named_so(path) => Ok(Format::Picture),
         _ => Err(FileError::File {
             path: path.to_owned(),
             problem:
-                "samples are read from .csv, .npz and IDX files (...-ubyte, .idx, or these with .gz); give the file \
-                      one of these endings"
+                "samples are read from .csv, .npz and IDX files (...-ubyte, .idx, or these with .gz) and from folders \
+                 of .png and .jpg pictures; give the file one of these endings"
                     .to_owned(),
         }),
     }
+}
+
+fn unlabelled(path: &Path, what: &str) -> FileError {
+    let problem = format!(
+        "{what}; give labelled samples as .csv, .npz or IDX files, or as a folder that holds a folder of pictures for \
+         each class"
+    );
+    FileError::File { path: path.to_owned(), problem }
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>, FileError> {
@@ -345,10 +251,17 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, FileError> {
     if !metadata.is_file() {
         return Err(refused("is not a regular file; give a .csv, .npz or IDX file".to_owned()));
     }
+    let mut file = File::open(path).map_err(failed)?;
+    let before = file.metadata().map_err(failed)?;
     let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    (&mut file).take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(refused(format!("is larger than {MAX_FILE_BYTES} bytes; split it into several files")));
+    }
+    let after = file.metadata().map_err(failed)?;
+    let same_time = before.modified().ok() == after.modified().ok();
+    if !same_time || before.len() != after.len() || after.len() != bytes.len() as u64 {
+        return Err(refused("changed while it was read; read it again when its writer is done".to_owned()));
     }
     if bytes.is_empty() {
         return Err(refused("is empty; it needs at least one row".to_owned()));

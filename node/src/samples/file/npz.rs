@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::npy::{self, Array, Values};
 use super::zip::{self, Entry};
-use super::{FileError, LabelledRows, RowLabel, RowTargets};
+use super::{BadRows, FileError, LabelledRows, RowLabel, RowTargets};
 
 const INPUT_NAMES: [&str; 3] = ["x", "inputs", "data"];
 const LABEL_NAMES: [&str; 3] = ["y", "labels", "label"];
@@ -16,6 +16,7 @@ pub(super) fn read(
     bytes: &[u8],
     labels_required: bool,
     node_array: Option<&str>,
+    bad_rows: BadRows,
 ) -> Result<LabelledRows, FileError> {
     let refused = |problem: String| FileError::File { path: path.to_owned(), problem };
     let entries =
@@ -32,19 +33,28 @@ pub(super) fn read(
         return Err(refused(missing("labels", &LABEL_NAMES, &entries)));
     }
     let mut rows = inputs_of(path, &inputs.name, load(inputs)?)?;
+    rows.bad_rows = bad_rows;
+    let mut bad = Vec::new();
     if let Some(entry) = labels {
-        rows.labels = labels_of(path, &entry.name, load(entry)?, rows.len())?;
+        (rows.labels, bad) = labels_of(path, &entry.name, load(entry)?, rows.len())?;
     }
     if let Some(name) = node_array {
         let entry = find(&entries, &[name]).map_err(refused)?;
         let entry = entry.ok_or_else(|| refused(missing("nodes", &[name], &entries)))?;
         rows.nodes = nodes_of(path, name, load(entry)?, rows.len())?;
     }
+    rows.leave_out(bad)?;
+    rows.leave_out_not_finite(&format!("array {:?}", inputs.name))?;
     Ok(rows)
 }
 
 /// Reads the file with targets of any shape. `numbers`: floats are numbers to come close to, not class indices.
-pub(super) fn read_targets(path: &Path, bytes: &[u8], numbers: bool) -> Result<(LabelledRows, RowTargets), FileError> {
+pub(super) fn read_targets(
+    path: &Path,
+    bytes: &[u8],
+    numbers: bool,
+    bad_rows: BadRows,
+) -> Result<(LabelledRows, RowTargets), FileError> {
     let refused = |problem: String| FileError::File { path: path.to_owned(), problem };
     let entries =
         zip::entries(bytes).map_err(|problem| refused(format!("is no .npz file, or a damaged one: {problem}")))?;
@@ -70,7 +80,7 @@ pub(super) fn read_targets(path: &Path, bytes: &[u8], numbers: bool) -> Result<(
             })?;
             RowTargets::Classes { labels, shape: shape.get(1..).unwrap_or_default().to_vec() }
         }
-        _ => return Ok((read(path, bytes, true, None)?, RowTargets::Labels)),
+        _ => return Ok((read(path, bytes, true, None, bad_rows)?, RowTargets::Labels)),
     };
     let rows = read_inputs_alone(path, bytes)?;
     if shape.first() != Some(&rows.len()) {
@@ -92,7 +102,9 @@ fn read_inputs_alone(path: &Path, bytes: &[u8]) -> Result<LabelledRows, FileErro
     let inputs = inputs.ok_or_else(|| refused(missing("inputs", &INPUT_NAMES, &entries)))?;
     let array = zip::content(bytes, inputs).and_then(|content| npy::parse(&content));
     let array = array.map_err(|problem| refused(format!("array {:?}: {problem}", super::shorten(&inputs.name))))?;
-    inputs_of(path, &inputs.name, array)
+    let mut rows = inputs_of(path, &inputs.name, array)?;
+    rows.leave_out_not_finite(&format!("array {:?}", inputs.name))?;
+    Ok(rows)
 }
 
 fn inputs_of(path: &Path, name: &str, array: Array) -> Result<LabelledRows, FileError> {
@@ -112,17 +124,6 @@ fn inputs_of(path: &Path, name: &str, array: Array) -> Result<LabelledRows, File
         #[allow(clippy::cast_precision_loss, reason = "models take float32")]
         Values::Integer(values) => values.into_iter().map(|value| value as f32).collect(),
     };
-    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-        return Err(FileError::Value {
-            path: path.to_owned(),
-            row: at / sample_len + 1,
-            column: (at % sample_len + 1).to_string(),
-            problem: format!(
-                "array {name:?} holds {}, which is not a finite float32; drop or repair the row",
-                values[at]
-            ),
-        });
-    }
     Ok(LabelledRows::new(path, values, sample_len))
 }
 
@@ -151,7 +152,14 @@ fn nodes_of(path: &Path, name: &str, array: Array, rows: usize) -> Result<Vec<St
     checked.collect()
 }
 
-fn labels_of(path: &Path, name: &str, array: Array, rows: usize) -> Result<Vec<RowLabel>, FileError> {
+/// The labels, and which of them can't be one.
+#[allow(clippy::type_complexity, reason = "two lists of plain pairs")]
+fn labels_of(
+    path: &Path,
+    name: &str,
+    array: Array,
+    rows: usize,
+) -> Result<(Vec<RowLabel>, Vec<(usize, FileError)>), FileError> {
     let refused =
         |problem: String| FileError::File { path: path.to_owned(), problem: format!("array {name:?} {problem}") };
     if !matches!(&array.shape[..], [count] | [count, 1] if *count == rows) {
@@ -165,29 +173,29 @@ fn labels_of(path: &Path, name: &str, array: Array, rows: usize) -> Result<Vec<R
         row: row + 1,
         problem: format!("array {name:?} holds the label {value}; labels are class indices from 0 or class names"),
     };
-    match array.values {
-        Values::Text(texts) => Ok(texts.into_iter().map(RowLabel::Text).collect()),
-        Values::Integer(values) => values
-            .into_iter()
-            .enumerate()
-            .map(|(row, value)| {
-                u32::try_from(value).map(RowLabel::Index).map_err(|_| row_error(row, value.to_string()))
-            })
-            .collect(),
-        Values::Float(values) => values
-            .into_iter()
-            .enumerate()
-            .map(|(row, value)| {
+    let indices: Vec<Result<u32, String>> = match array.values {
+        Values::Text(texts) => return Ok((texts.into_iter().map(RowLabel::Text).collect(), Vec::new())),
+        Values::Integer(values) => {
+            values.into_iter().map(|value| u32::try_from(value).map_err(|_| value.to_string())).collect()
+        }
+        Values::Float(values) => {
+            let index = |value: f64| {
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "compared right after")]
                 let index = value as u32;
-                if f64::from(index) == value {
-                    Ok(RowLabel::Index(index))
-                } else {
-                    Err(row_error(row, value.to_string()))
-                }
-            })
-            .collect(),
+                if f64::from(index) == value { Ok(index) } else { Err(value.to_string()) }
+            };
+            values.into_iter().map(index).collect()
+        }
+    };
+    let mut bad = Vec::new();
+    let mut labels = Vec::with_capacity(indices.len());
+    for (row, index) in indices.into_iter().enumerate() {
+        labels.push(RowLabel::Index(index.as_ref().copied().unwrap_or_default()));
+        if let Err(value) = index {
+            bad.push((row, row_error(row, value)));
+        }
     }
+    Ok((labels, bad))
 }
 
 /// The one array among these names; two of them would leave it open which is meant.

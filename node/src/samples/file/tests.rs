@@ -18,7 +18,7 @@ fn write(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
 
 fn csv(text: &str) -> Result<LabelledRows, FileError> {
     let (_directory, path) = write("rows.csv", text);
-    read(&path)
+    read(&path, &ReadOptions::strict(&[]))
 }
 
 fn text(label: &str) -> RowLabel {
@@ -57,12 +57,12 @@ fn floats(values: &[f32]) -> Vec<u8> {
 
 fn read_npz(bytes: &[u8]) -> Result<LabelledRows, FileError> {
     let (_directory, path) = write("rows.npz", bytes);
-    read(&path)
+    read(&path, &ReadOptions::strict(&[]))
 }
 
 #[test]
 fn the_zoo_s_digits_are_read_whole() {
-    let rows = read(&zoo("digits.csv")).unwrap();
+    let mut rows = read(&zoo("digits.csv"), &ReadOptions::strict(&[])).unwrap();
     assert_eq!((rows.len(), rows.sample_len, rows.labels.len()), (1797, 64, 1797));
     assert_eq!(rows.rows().next().unwrap()[2..6], [5.0, 13.0, 9.0, 1.0]);
     assert_eq!(rows.class_indices(64, 10, &names()).unwrap()[..5], [0, 1, 2, 3, 4]);
@@ -86,11 +86,11 @@ fn a_header_is_optional_and_a_column_named_label_may_stand_anywhere() {
 fn inputs_may_lack_labels_where_nothing_needs_them() {
     for (content, labels) in [("1,2\n3,4\n", 0), ("x,y\n1,2\n", 0), ("1,2,cat\n", 1), ("label,x,y\ncat,1,2\n", 1)] {
         let (_directory, path) = write("rows.csv", content);
-        let rows = read_inputs(&path, 2).unwrap();
+        let rows = read_inputs(&path, &[2]).unwrap();
         assert_eq!((rows.sample_len, rows.labels.len()), (2, labels), "{content}");
     }
     let (_directory, path) = write("rows.csv", "1,2,3,4\n");
-    let error = read_inputs(&path, 2).unwrap_err().to_string();
+    let error = read_inputs(&path, &[2]).unwrap_err().to_string();
     assert!(error.contains("rows have 4 values, but the model takes 2"), "{error}");
 }
 
@@ -115,14 +115,14 @@ fn what_is_wrong_in_a_csv_file_is_told_with_row_and_column() {
         assert!(error.contains(expected) && error.contains("rows.csv"), "{content:?}: {error}");
     }
     let (_directory, path) = write("rows.csv", b"1,2,0\n1,\xff,0\n");
-    let error = read(&path).unwrap_err().to_string();
+    let error = read(&path, &ReadOptions::strict(&[])).unwrap_err().to_string();
     assert!(error.contains("row 2: cannot be read"), "{error}");
 }
 
 #[test]
 fn a_label_is_a_class_name_or_an_index_and_others_are_told_with_their_row() {
     let names = ["cat".to_owned(), "dog".to_owned()];
-    let rows = csv("a,label\n1,dog\n2,0\n3,1.0\n").unwrap();
+    let mut rows = csv("a,label\n1,dog\n2,0\n3,1.0\n").unwrap();
     assert_eq!(rows.class_indices(1, 2, &names).unwrap(), [1, 0, 1]);
     for (content, label) in [("1,dog\n2,owl\n", "\"owl\""), ("1,dog\n2,2\n", "\"2\""), ("1,dog\n2,-1\n", "\"-1\"")] {
         let error = csv(content).unwrap().class_indices(1, 2, &names).unwrap_err().to_string();
@@ -158,7 +158,7 @@ fn arrays_of_every_accepted_type_are_read() {
 fn numpy_s_own_compressed_file_with_a_column_major_array_is_read() {
     // numpy.savez_compressed(path, x=numpy.asfortranarray(numpy.arange(12.0).reshape(4, 3)), y=numpy.array([0, 1, 2, 1]))
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/samples/fixtures/savez_compressed.npz");
-    let rows = read(&path).unwrap();
+    let rows = read(&path, &ReadOptions::strict(&[])).unwrap();
     assert_eq!(rows.inputs, (0..12u8).map(f32::from).collect::<Vec<_>>());
     assert_eq!(rows.labels, [0, 1, 2, 1].map(RowLabel::Index));
 }
@@ -213,39 +213,61 @@ fn every_truncation_and_every_flipped_byte_of_an_archive_is_an_error_or_read_ali
 #[test]
 fn files_of_other_kinds_are_refused() {
     let (directory, path) = write("rows.txt", "1,2\n");
-    assert!(read(&path).unwrap_err().to_string().contains(".csv, .npz and IDX"));
-    assert!(matches!(read(&directory.path().join("none.csv")), Err(FileError::Io { .. })));
+    assert!(read(&path, &ReadOptions::strict(&[])).unwrap_err().to_string().contains(".csv, .npz and IDX"));
+    assert!(matches!(read(&directory.path().join("none.csv"), &ReadOptions::strict(&[])), Err(FileError::Io { .. })));
     let folder = directory.path().join("folder.csv");
     std::fs::create_dir(&folder).unwrap();
-    assert!(read(&folder).unwrap_err().to_string().contains("a folder without IDX images"));
+    assert!(read(&folder, &ReadOptions::strict(&[])).unwrap_err().to_string().contains("a folder without IDX images"));
 }
 
 #[test]
 fn a_named_column_or_array_says_whose_each_row_is() {
     let (_directory, path) = write("rows.csv", "a,node,label\n1,berlin,0\n2,oslo,1\n3,berlin,1\n");
-    let rows = read_with_nodes(&path, "node").unwrap();
+    let rows = read_with_nodes(&path, "node", &ReadOptions::strict(&[])).unwrap();
     assert_eq!((rows.inputs.as_slice(), rows.sample_len), (&[1.0, 2.0, 3.0][..], 1));
     assert_eq!(rows.nodes, ["berlin", "oslo", "berlin"]);
     // Without a column named "label" the last one is it, but never the node's.
     let (_directory, path) = write("rows.csv", "a,b,node\n1,0,berlin\n");
-    let rows = read_with_nodes(&path, "node").unwrap();
+    let rows = read_with_nodes(&path, "node", &ReadOptions::strict(&[])).unwrap();
     assert_eq!((rows.inputs.as_slice(), rows.labels.as_slice()), (&[1.0][..], &[text("0")][..]));
     let node = npy("'<i8'", "(2,)", &[4i64, -1].map(i64::to_le_bytes).concat());
     let arrays =
         [("x", npy("'<f4'", "(2, 1)", &floats(&[1.0, 2.0]))), ("y", npy("'|u1'", "(2,)", &[0, 1])), ("node", node)];
     let (_directory, path) = write("rows.npz", npz(&arrays));
-    assert_eq!(read_with_nodes(&path, "node").unwrap().nodes, ["4", "-1"]);
-    assert!(read(&path).unwrap().nodes.is_empty());
+    assert_eq!(read_with_nodes(&path, "node", &ReadOptions::strict(&[])).unwrap().nodes, ["4", "-1"]);
+    assert!(read(&path, &ReadOptions::strict(&[])).unwrap().nodes.is_empty());
 }
 
 #[test]
 fn rows_without_an_owner_are_refused_where_one_is_asked_for() {
     let refused = |content: &str| {
         let (_directory, path) = write("rows.csv", content);
-        read_with_nodes(&path, "node").unwrap_err().to_string()
+        read_with_nodes(&path, "node", &ReadOptions::strict(&[])).unwrap_err().to_string()
     };
     assert!(refused("a,label\n1,0\n").contains("\"node\""));
     let error = refused("a,node,label\n1,berlin,0\n2,,1\n");
     assert!(error.contains("row 3, column 2 (\"node\")") && error.contains("missing"), "{error}");
     assert!(refused(&format!("a,node,label\n1,{},0\n", "x".repeat(65))).contains("64 characters"));
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_refused() {
+    let (_directory, path) = write("rows.csv", "1,2,0\n".repeat(200_000));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            use std::io::Write;
+            let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                file.write_all(b"3,4,1\n").unwrap();
+            }
+        });
+        let refused = (0..200).any(|_| match read(&path, &ReadOptions::strict(&[])) {
+            Ok(_) => false,
+            Err(error) => error.to_string().contains("changed while it was read"),
+        });
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(refused);
+    });
+    assert!(read(&path, &ReadOptions::strict(&[])).is_ok(), "and read again when its writer is done");
 }

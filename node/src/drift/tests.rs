@@ -1,0 +1,86 @@
+//! What the detector must show on real digits: shifts found soon, no alarm where nothing shifts, for five seeds.
+
+use rand::RngExt;
+
+use super::*;
+use crate::inference::test_fixtures::{digits, serving};
+
+const SHIFT_WITHIN: u64 = 200;
+
+/// Each digit, and how sure the served model is of it.
+fn asked(transform: impl Fn(&[f32]) -> Vec<f32>) -> Vec<(Vec<f32>, f32)> {
+    let serving = serving(1);
+    let inputs: Vec<Vec<f32>> = digits().iter().map(|sample| transform(&sample.input)).collect();
+    let answer = |input: Vec<f32>| {
+        let outputs = serving.run(&input).unwrap().values;
+        let largest = outputs.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f32 = outputs.iter().map(|value| (value - largest).exp()).sum();
+        (input, 1.0 / sum)
+    };
+    inputs.into_iter().map(answer).collect()
+}
+
+fn rotated(input: &[f32]) -> Vec<f32> {
+    (0..64).map(|i| input[(7 - i % 8) * 8 + i / 8]).collect()
+}
+
+/// A detector that saw this many resampled digits, and the alarm that one of them gave.
+fn after(plain: &[(Vec<f32>, f32)], count: usize, seed: u64) -> (Detector, ChaCha8Rng, Option<DriftAlarm>) {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut detector = Detector::new(DriftOptions { seed, ..DriftOptions::default() });
+    let mut alarm = None;
+    for now in 0..count {
+        let (input, confidence) = &plain[random.random_range(0..plain.len())];
+        alarm = alarm.or(detector.observe(1, input, *confidence, now as u64));
+    }
+    (detector, random, alarm)
+}
+
+#[test]
+fn shifted_digits_are_detected_within_200_samples_and_10_000_unshifted_ones_give_no_alarm_for_five_seeds() {
+    let plain = asked(<[f32]>::to_vec);
+    let shifts = [("inverted", asked(|input| input.iter().map(|v| 16.0 - v).collect())), ("rotated", asked(rotated))];
+    for seed in 0..5 {
+        let (_, _, alarm) = after(&plain, 10_000, seed);
+        assert_eq!(alarm, None, "seed {seed}");
+        for (name, shifted) in &shifts {
+            let (mut detector, mut random, _) = after(&plain, 1000, seed);
+            let delay = (1..=SHIFT_WITHIN).find_map(|delay| {
+                let (input, confidence) = &shifted[random.random_range(0..shifted.len())];
+                detector.observe(1, input, *confidence, 1000 + delay).map(|alarm| (delay, alarm))
+            });
+            let (delay, alarm) = delay.unwrap_or_else(|| panic!("{name}, seed {seed}: not detected"));
+            println!("seed {seed}, {name}: detected after {delay} samples, {alarm:?}");
+            assert_eq!((alarm.at_ms, alarm.observation), (1000 + delay, 1000 + delay));
+        }
+    }
+}
+
+#[test]
+fn answers_that_become_less_sure_are_detected_where_the_inputs_look_the_same() {
+    let plain = asked(<[f32]>::to_vec);
+    let (mut detector, mut random, alarm) = after(&plain, 1000, 3);
+    assert_eq!(alarm, None);
+    let alarm = (0..SHIFT_WITHIN).find_map(|now| {
+        let (input, confidence) = &plain[random.random_range(0..plain.len())];
+        detector.observe(1, input, confidence * random.random_range(0.3..0.9), now)
+    });
+    assert_eq!(alarm.unwrap().kind, DriftKind::Confidence);
+}
+
+#[test]
+fn an_alarm_holds_until_another_version_and_then_the_new_inputs_are_expected() {
+    let plain = asked(<[f32]>::to_vec);
+    let (mut detector, mut random, _) = after(&plain, 600, 1);
+    let mut shown = |detector: &mut Detector, version, count| {
+        let draw = |_| {
+            let (input, confidence) = &plain[random.random_range(0..plain.len())];
+            detector.observe(version, &rotated(input), *confidence, 0)
+        };
+        (0..count).filter_map(draw).count()
+    };
+    assert_eq!(shown(&mut detector, 1, 500), 1, "told once");
+    assert!(detector.alarm().is_some());
+    assert_eq!(shown(&mut detector, 2, 2000), 0);
+    assert!(detector.alarm().is_none() && detector.is_ready());
+}

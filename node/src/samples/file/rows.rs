@@ -1,0 +1,344 @@
+//! The rows of a file of samples: raw values, labels, which rows were left out, and what a label means to a model.
+//! Reading them is the formats' matter, keeping them `store`'s.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::FileError;
+
+/// A label as the file gives it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum RowLabel {
+    /// Text: the name of a class or, where no class has that name, a class index.
+    Text(String),
+    /// A class index.
+    Index(u32),
+}
+
+/// What the outputs for a file's rows should be, where they are not one label a row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RowTargets {
+    /// The rows' own labels say it.
+    Labels,
+    /// Class indices, `shape`'s product of them a row.
+    Classes {
+        /// All rows' indices, row after row.
+        labels: Vec<u32>,
+        /// Shape of one row's labels.
+        shape: Vec<usize>,
+    },
+    /// Numbers, `shape`'s product of them a row; finite.
+    Values {
+        /// All rows' numbers, row after row.
+        values: Vec<f32>,
+        /// Shape of one row's numbers.
+        shape: Vec<usize>,
+    },
+}
+
+/// What becomes of a file with a row that is wrong: a number that is missing or NaN, a label that is unknown, a picture
+/// that does not decode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BadRows {
+    /// The file is refused, and the row named.
+    #[default]
+    Stop,
+    /// The row is left out and counted; the file is refused where no row is left.
+    Skip,
+}
+
+/// The rows that [`BadRows::Skip`] left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// How many.
+    pub count: usize,
+    /// What was wrong with the first of them, a sentence each that names the row or file.
+    pub first: Vec<String>,
+}
+
+impl Skipped {
+    const KEPT: usize = 10;
+
+    pub(super) fn add(&mut self, error: &FileError) {
+        self.count += 1;
+        if self.first.len() < Skipped::KEPT {
+            self.first.push(error.to_string());
+        }
+    }
+}
+
+/// Where in its source each row came from, for messages.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Places {
+    /// One after the other, from this position.
+    From(usize),
+    /// At these positions.
+    At(Vec<usize>),
+    /// Each from a file of its own.
+    Files(Vec<PathBuf>),
+}
+
+/// The rows of one file, or of one folder of pictures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LabelledRows {
+    /// All rows' raw values, row after row: `[rows * sample_len]`, all finite.
+    pub inputs: Vec<f32>,
+    /// Number of values in a row, at least 1.
+    pub sample_len: usize,
+    /// One label a row, or none at all where [`super::read_inputs`] met a file without labels.
+    pub labels: Vec<RowLabel>,
+    /// Whose each row is, one a row, where [`super::read_with_nodes`] was asked for it; else none.
+    pub nodes: Vec<String>,
+    /// The classes that the source itself names, sorted: the folders of pictures. Empty where it names none, or where
+    /// all its names are class indices.
+    pub classes: Vec<String>,
+    /// Rows that were left out.
+    pub skipped: Skipped,
+    pub(super) source: PathBuf,
+    pub(super) places: Places,
+    pub(super) bad_rows: BadRows,
+}
+
+impl LabelledRows {
+    /// Rows without labels yet.
+    pub(super) fn new(source: &Path, inputs: Vec<f32>, sample_len: usize) -> LabelledRows {
+        LabelledRows {
+            inputs,
+            sample_len,
+            labels: Vec::new(),
+            nodes: Vec::new(),
+            classes: Vec::new(),
+            skipped: Skipped::default(),
+            source: source.to_owned(),
+            places: Places::From(1),
+            bad_rows: BadRows::Stop,
+        }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.inputs.len() / self.sample_len.max(1)
+    }
+
+    /// Whether there are none; a file without rows is refused, so never after reading.
+    pub fn is_empty(&self) -> bool {
+        self.inputs.is_empty()
+    }
+
+    /// The values of each row.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.inputs.chunks_exact(self.sample_len.max(1))
+    }
+
+    /// Class indices of all rows for a model with samples of `sample_len` values and these class names, of which there
+    /// are `classes`. Names may be empty: then labels are indices, or the places of the classes that the source names
+    /// ([`LabelledRows::classes`]). A row of an unknown label is an error that names it and the known labels, or is left
+    /// out where the rows were read so ([`BadRows::Skip`]).
+    ///
+    /// # Errors
+    /// [`FileError`]: an unknown label, rows of another width, no row left.
+    pub fn class_indices(
+        &mut self,
+        sample_len: usize,
+        classes: usize,
+        names: &[String],
+    ) -> Result<Vec<u32>, FileError> {
+        self.check_width(sample_len)?;
+        let own = if names.is_empty() { self.classes.clone() } else { Vec::new() };
+        self.resolve(classes, if names.is_empty() { &own } else { names })
+    }
+
+    fn resolve(&mut self, classes: usize, names: &[String]) -> Result<Vec<u32>, FileError> {
+        let by_name: HashMap<&str, usize> =
+            names.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect();
+        let resolve = |label: &RowLabel| {
+            let index = match label {
+                RowLabel::Index(index) => Some(*index as usize),
+                RowLabel::Text(text) => by_name.get(text.as_str()).copied().or_else(|| index_in(text)),
+            };
+            index.filter(|&index| index < classes).and_then(|index| u32::try_from(index).ok())
+        };
+        let resolved: Vec<Option<u32>> = self.labels.iter().map(resolve).collect();
+        let mut bad = Vec::new();
+        for (row, label) in self.labels.iter().enumerate() {
+            if resolved.get(row).is_some_and(Option::is_none) {
+                let problem = format!("unknown label {}; {}", show(label), known_labels(classes, names));
+                bad.push((row, self.row_error(row, problem)));
+                if self.bad_rows == BadRows::Stop {
+                    break;
+                }
+            }
+        }
+        self.leave_out(bad)?;
+        Ok(resolved.into_iter().flatten().collect())
+    }
+
+    /// The rows with their class indices, as `SampleStore::add_many` takes them; errors as
+    /// [`LabelledRows::class_indices`], but for labels that only the source knows: on one of many nodes they would mean
+    /// other classes than on the next.
+    ///
+    /// # Errors
+    /// As [`LabelledRows::class_indices`].
+    pub fn into_samples(
+        mut self,
+        sample_len: usize,
+        classes: usize,
+        names: &[String],
+    ) -> Result<(Vec<(Vec<f32>, u32)>, Skipped), FileError> {
+        self.check_width(sample_len)?;
+        let labels = self.resolve(classes, names)?;
+        let samples = self.rows().map(<[f32]>::to_vec).zip(labels).collect();
+        Ok((samples, self.skipped))
+    }
+
+    /// A row's problem, with its place.
+    pub(super) fn row_error(&self, row: usize, problem: String) -> FileError {
+        if let Places::Files(files) = &self.places {
+            return FileError::File { path: files.get(row).unwrap_or(&self.source).clone(), problem };
+        }
+        FileError::Row { path: self.source.clone(), row: self.number(row), problem }
+    }
+
+    /// Which row of the file it is, from 1.
+    fn number(&self, row: usize) -> usize {
+        match &self.places {
+            Places::From(first) => first + row,
+            Places::At(places) => places.get(row).copied().unwrap_or_default(),
+            Places::Files(_) => row + 1,
+        }
+    }
+
+    /// Takes rows out, each for its reason, or refuses the file for the first of them, as it was read.
+    ///
+    /// # Errors
+    /// The first reason, or that no row is left.
+    pub(super) fn leave_out(&mut self, bad: Vec<(usize, FileError)>) -> Result<(), FileError> {
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let mut keep = vec![true; self.len()];
+        for (row, error) in bad {
+            if self.bad_rows == BadRows::Stop {
+                return Err(error);
+            }
+            // One row may be wrong for many reasons.
+            if keep.get(row) == Some(&true) {
+                self.skipped.add(&error);
+                keep[row] = false;
+            }
+        }
+        fn only<T>(values: &mut Vec<T>, keep: &[bool]) {
+            let mut keep = keep.iter();
+            values.retain(|_| keep.next().copied().unwrap_or(true));
+        }
+        if let Places::From(first) = self.places {
+            self.places = Places::At((first..first + keep.len()).collect());
+        }
+        match &mut self.places {
+            Places::From(_) => {}
+            Places::At(places) => only(places, &keep),
+            Places::Files(files) => only(files, &keep),
+        }
+        only(&mut self.labels, &keep);
+        only(&mut self.nodes, &keep);
+        let kept = self.rows().zip(&keep).filter(|(_, keep)| **keep).flat_map(|(row, _)| row).copied().collect();
+        self.inputs = kept;
+        self.check_some_left()
+    }
+
+    /// Takes rows with NaN or infinity out, or refuses the file; `what` names the values in the message.
+    ///
+    /// # Errors
+    /// As [`LabelledRows::leave_out`].
+    pub(super) fn leave_out_not_finite(&mut self, what: &str) -> Result<(), FileError> {
+        let mut bad = Vec::new();
+        for (row, values) in self.rows().enumerate() {
+            let Some((column, value)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) else {
+                continue;
+            };
+            let problem = format!("{what} holds {value}, which is not a finite float32; drop or repair the row");
+            bad.push((
+                row,
+                FileError::Value {
+                    path: self.source.clone(),
+                    row: self.number(row),
+                    column: (column + 1).to_string(),
+                    problem,
+                },
+            ));
+        }
+        self.leave_out(bad)
+    }
+
+    /// # Errors
+    /// That no row is left, with the first reason.
+    pub(super) fn check_some_left(&self) -> Result<(), FileError> {
+        if !self.inputs.is_empty() {
+            return Ok(());
+        }
+        let first = self.skipped.first.first().map(String::as_str).unwrap_or_default();
+        let problem = format!("no row is left: all {} were left out, the first for this: {first}", self.skipped.count);
+        Err(FileError::File { path: self.source.clone(), problem })
+    }
+
+    pub(super) fn check_width(&self, sample_len: usize) -> Result<(), FileError> {
+        if self.sample_len == sample_len {
+            return Ok(());
+        }
+        Err(FileError::File {
+            path: self.source.clone(),
+            problem: format!(
+                "rows have {} values, but the model takes {sample_len}; give one column a value and one for the label",
+                self.sample_len
+            ),
+        })
+    }
+}
+
+/// What labels a model knows, for messages: "known labels are ...".
+pub(crate) fn known_labels(classes: usize, names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let last = classes.saturating_sub(1);
+    if names.is_empty() {
+        return format!("known labels are the class indices 0 to {last}");
+    }
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
+    let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
+    format!("known labels are {}{more}, or the class indices 0 to {last}", shown.join(", "))
+}
+
+/// A class index written as text: `7`, or `7.0` as spreadsheets do.
+pub(super) fn index_in(text: &str) -> Option<usize> {
+    let digits = text.strip_suffix(".0").unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok()
+}
+
+pub(super) fn show(label: &RowLabel) -> String {
+    match label {
+        RowLabel::Index(index) => index.to_string(),
+        RowLabel::Text(text) => format!("{:?}", shorten(text)),
+    }
+}
+
+/// Text from a file, cut to a length that fits a message.
+pub(super) fn shorten(text: &str) -> String {
+    const SHOWN: usize = 60;
+    if text.chars().count() <= SHOWN {
+        return text.to_owned();
+    }
+    text.chars().take(SHOWN).chain("...".chars()).collect()
+}
+
+/// The name of a row's node, as the file gives it.
+pub(super) fn node_name(text: &str) -> Result<String, &'static str> {
+    const LONGEST: usize = 64;
+    match text.chars().count() {
+        0 => Err("the node's name is missing; say whose the row is"),
+        1..=LONGEST if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        _ => Err("the node's name has more than 64 characters or control characters; give a short name"),
+    }
+}
