@@ -11,13 +11,13 @@ use std::time::Duration;
 use rustls::{CertificateError, OtherError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::Stream;
 use tracing::{debug, warn};
 
-use super::stream::{Connection, ServerIo};
+use super::stream::{Connection, Opening, ServerIo};
 use super::{ReloadableServerConfig, TlsError};
 use crate::identity::{SpiffeId, fingerprint, from_certificate};
 
@@ -39,13 +39,20 @@ pub struct Limits {
     pub handshakes: usize,
     /// For one handshake.
     pub handshake_timeout: Duration,
+    /// For the first 24 bytes after it.
+    pub first_bytes_timeout: Duration,
     /// Open connections at a time; more wait in the kernel's backlog.
     pub connections: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { handshakes: 256, handshake_timeout: Duration::from_secs(5), connections: 4096 }
+        Limits {
+            handshakes: 256,
+            handshake_timeout: Duration::from_secs(5),
+            first_bytes_timeout: Duration::from_secs(10),
+            connections: 4096,
+        }
     }
 }
 
@@ -119,10 +126,14 @@ async fn accept(
         pause = SHORTEST_PAUSE;
         let (config, accepted) = (config.clone(), accepted.clone());
         tokio::spawn(async move {
-            let outcome = timeout(limits.handshake_timeout, open(stream, address, config, connection)).await;
+            let opening = Some(Opening::within(limits.first_bytes_timeout));
+            let opened = open(stream, address, config);
+            let outcome = timeout(limits.handshake_timeout, opened).await;
             drop(handshake);
             match outcome {
-                Ok(Some(connection)) => drop(accepted.send(connection).await),
+                Ok(Some((io, peer))) => {
+                    drop(accepted.send(Connection { io, peer, opening, _permit: connection }).await);
+                }
                 Ok(None) => {}
                 Err(_) => debug!(%address, "handshake not done in time"),
             }
@@ -137,20 +148,19 @@ async fn open(
     stream: TcpStream,
     address: SocketAddr,
     config: Option<ReloadableServerConfig>,
-    permit: OwnedSemaphorePermit,
-) -> Option<Connection> {
+) -> Option<(ServerIo, Peer)> {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%address, %error, "connection lost at once");
         return None;
     }
     let Some(config) = config else {
         let peer = Peer { identity: None, address, fingerprint: [0; 32] };
-        return Some(Connection { io: ServerIo::Plain(stream), peer, _permit: permit });
+        return Some((ServerIo::Plain(stream), peer));
     };
     match TlsAcceptor::from(config.current()).accept(stream).into_fallible().await {
         Ok(stream) => {
             let peer = peer(&stream, address)?;
-            Some(Connection { io: ServerIo::Tls(Box::new(stream)), peer, _permit: permit })
+            Some((ServerIo::Tls(Box::new(stream)), peer))
         }
         Err((error, stream)) => {
             refuse(address, &error, stream).await;

@@ -4,10 +4,12 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use super::Peer;
@@ -17,7 +19,27 @@ use super::Peer;
 pub struct Connection {
     pub(super) io: ServerIo,
     pub(super) peer: Peer,
+    pub(super) opening: Option<Opening>,
     pub(super) _permit: OwnedSemaphorePermit,
+}
+
+/// The time before the first bytes: who connects and says nothing holds a place that others need. HTTP/2's preface has so many
+/// bytes, and a server that tells it from HTTP/1 waits for them without a bound of its own; so has any request of HTTP/1.1.
+#[derive(Debug)]
+pub(super) struct Opening {
+    missing: usize,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl Opening {
+    pub(super) fn within(time: Duration) -> Opening {
+        Opening { missing: 24, deadline: Box::pin(tokio::time::sleep(time)) }
+    }
+
+    /// Whether the time is over.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        self.deadline.as_mut().poll(cx).is_ready()
+    }
 }
 
 impl Connection {
@@ -107,10 +129,27 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Dialled<S> {
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let filled = buf.filled().len();
+        let read = match &mut this.io {
             ServerIo::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
             ServerIo::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        if let Some(opening) = &mut this.opening {
+            match &read {
+                Poll::Pending if opening.is_over(cx) => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no request came")));
+                }
+                Poll::Pending => {}
+                Poll::Ready(_) => {
+                    opening.missing = opening.missing.saturating_sub(buf.filled().len() - filled);
+                    if opening.missing == 0 {
+                        this.opening = None;
+                    }
+                }
+            }
         }
+        read
     }
 }
 

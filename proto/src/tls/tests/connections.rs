@@ -2,9 +2,11 @@
 //! What is refused is tested in `refusals`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustls::{NamedGroup, ProtocolVersion};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_stream::StreamExt;
 use tonic::Code;
 
 use super::*;
@@ -160,4 +162,26 @@ async fn dropping_the_stream_closes_the_listener() {
         tokio::task::yield_now().await;
     }
     panic!("{address} is still taken");
+}
+
+#[tokio::test]
+async fn who_says_nothing_or_half_a_preface_is_let_go_and_who_asks_may_be_silent_later() {
+    for (sent, lives) in
+        [(&b""[..], false), (b"PRI * HTTP/2.0\r\n", false), (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", true)]
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = Limits { first_bytes_timeout: Duration::from_millis(300), ..Limits::default() };
+        let mut accepted = plaintext_incoming(listener, limits).unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(sent).await.unwrap();
+        let mut connection = accepted.next().await.unwrap().unwrap();
+        let mut bytes = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(2), connection.read_to_end(&mut bytes)).await;
+        assert_eq!(bytes, sent);
+        match read {
+            Ok(outcome) => assert!(!lives && outcome.unwrap_err().kind() == std::io::ErrorKind::TimedOut),
+            Err(_) => assert!(lives, "still open after {} bytes", sent.len()),
+        }
+    }
 }
