@@ -235,4 +235,31 @@ mod tests {
             .collect();
         assert_eq!(places, [true; 4], "{:?}", parts.skipped);
     }
+
+    #[test]
+    fn digits_as_a_folder_of_pictures_are_the_samples_of_the_csv_file() {
+        let text = include_str!("../../models/zoo/digits.csv");
+        let folder = tempfile::tempdir().unwrap();
+        let (csv, pictures) = (folder.path().join("d.csv"), folder.path().join("pictures"));
+        let lines: Vec<&str> = text.lines().take(201).collect();
+        std::fs::write(&csv, lines.join("\n")).unwrap();
+        for (row, line) in lines.iter().skip(1).enumerate() {
+            let (values, label) = line.rsplit_once(',').unwrap();
+            // 0 to 16 becomes 0 to 240.
+            let pixels: Vec<u8> = values.split(',').map(|v| (v.parse::<f32>().unwrap() * 15.0) as u8).collect();
+            let class = pictures.join(label);
+            std::fs::create_dir_all(&class).unwrap();
+            image::GrayImage::from_raw(8, 8, pixels).unwrap().save(class.join(format!("{row}.png"))).unwrap();
+        }
+        let labels = crate::inference::test_fixtures::names();
+        let read = |path: &Path, scale: f32| {
+            let preprocessing = Preprocessing { scale, ..Preprocessing::default() };
+            let data = datasets(&model(), path, &DataOptions { labels: &labels, ..options(&preprocessing) }).unwrap();
+            let labels = data.training.labels();
+            let rows = data.training.whole().0.chunks(64).map(<[f32]>::to_vec).zip(labels).collect::<Vec<_>>();
+            let key = |row: &(Vec<f32>, u32)| (row.1, row.0.iter().map(|v| (v * 16.0).round() as u32).collect());
+            rows.iter().map(key).collect::<std::collections::BTreeSet<(u32, Vec<u32>)>>()
+        };
+        assert_eq!(read(&csv, 1.0 / 16.0), read(&pictures, 1.0 / 240.0));
+    }
 }

@@ -3,7 +3,9 @@
 use rand::RngExt;
 
 use super::*;
+use crate::inference::request::{InferRequest, InputData, InputTensor, RequestLimits};
 use crate::inference::test_fixtures::{digits, serving};
+use crate::inference::{Inference, KeepPolicy, ModelRepository};
 
 const SHIFT_WITHIN: u64 = 200;
 
@@ -83,4 +85,31 @@ fn an_alarm_holds_until_another_version_and_then_the_new_inputs_are_expected() {
     assert!(detector.alarm().is_some());
     assert_eq!(shown(&mut detector, 2, 2000), 0);
     assert!(detector.alarm().is_none() && detector.is_ready());
+}
+
+#[tokio::test]
+async fn the_serving_path_shows_what_it_answers_and_the_change_is_in_the_status_and_the_metrics() {
+    let repository = std::sync::Arc::new(ModelRepository::new());
+    repository.swap(serving(1));
+    let watch = DriftWatch::new(DriftOptions { reference: 200, ..DriftOptions::default() });
+    let inference = Inference::new(repository, None, KeepPolicy::Off, RequestLimits::default()).watching(Some(watch));
+    let ask = async |input: &[f32]| {
+        let data: Vec<u8> = input.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let (name, datatype, shape) = ("pixels".to_owned(), "FP32".to_owned(), vec![1, 1, 8, 8]);
+        let inputs = vec![InputTensor { name, datatype, shape, data: InputData::Raw(data.into()) }];
+        inference.infer(InferRequest { model: "digits".to_owned(), inputs, ..InferRequest::default() }).await.unwrap();
+    };
+    let digits = digits();
+    for sample in &digits[..400] {
+        ask(&sample.input).await;
+    }
+    let status = || inference.drift().unwrap().status();
+    assert!(status()[0].ready && status()[0].alarms == 0 && status()[0].observed == 400, "{:?}", status());
+    for sample in &digits[400..400 + SHIFT_WITHIN as usize] {
+        ask(&rotated(&sample.input)).await;
+    }
+    let [told] = &status()[..] else { panic!() };
+    assert_eq!((told.model.as_str(), told.alarms, told.alarm.unwrap().kind), ("digits", 1, DriftKind::Input));
+    let text = inference.drift().unwrap().metrics();
+    assert!(text.contains("fedge_drift_detected{model=\"digits\"} 1\n"), "{text}");
 }

@@ -46,6 +46,9 @@ pub struct DriftStatus {
     pub alarm: Option<DriftAlarm>,
 }
 
+/// One number of a model's status.
+type Reading = fn(&DriftStatus) -> u64;
+
 impl DriftWatch {
     /// Watches with these options.
     pub fn new(options: DriftOptions) -> DriftWatch {
@@ -90,7 +93,7 @@ impl DriftWatch {
     /// The detectors' series in the text format of Prometheus.
     pub fn metrics(&self) -> String {
         let status = self.status();
-        let series: [(&str, &str, &str, fn(&DriftStatus) -> u64); 3] = [
+        let series: [(&str, &str, &str, Reading); 3] = [
             ("fedge_drift_observations_total", "Answered inputs that were watched for drift", "counter", |s| {
                 s.observed
             }),

@@ -18,7 +18,7 @@ mod zip;
 
 use folder::Folder;
 pub(crate) use rows::known_labels;
-pub use rows::{BadRows, LabelledRows, RowLabel, RowTargets, Skipped};
+pub use rows::{BadRows, LabelledRow, LabelledRows, RowLabel, RowTargets, Skipped};
 use rows::{node_name, shorten, show};
 
 /// Largest file that is read, in bytes.

@@ -79,6 +79,9 @@ pub(super) enum Places {
     Files(Vec<PathBuf>),
 }
 
+/// A row's values and its class index.
+pub type LabelledRow = (Vec<f32>, u32);
+
 /// The rows of one file, or of one folder of pictures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledRows {
@@ -185,7 +188,7 @@ impl LabelledRows {
         sample_len: usize,
         classes: usize,
         names: &[String],
-    ) -> Result<(Vec<(Vec<f32>, u32)>, Skipped), FileError> {
+    ) -> Result<(Vec<LabelledRow>, Skipped), FileError> {
         self.check_width(sample_len)?;
         let labels = self.resolve(classes, names)?;
         let samples = self.rows().map(<[f32]>::to_vec).zip(labels).collect();
