@@ -113,7 +113,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "SHARE", env = "FEDGE_NODE_KEEP")]
     keep: Option<f64>,
     /// Send traces of requests to this OpenTelemetry collector (OTLP/gRPC); overrides telemetry.otlp_endpoint
-    #[arg(long, value_name = "http://HOST:PORT", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    #[arg(long, value_name = "http://HOST:PORT", env = "FEDGE_NODE_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
     /// Share of the requests that are traced where their traceparent does not decide; overrides telemetry.trace_ratio
     #[arg(long, value_name = "SHARE", env = "FEDGE_NODE_TRACE_RATIO")]
@@ -135,7 +135,8 @@ impl Run {
         config.inference.plaintext |= self.plaintext;
         config.inference.keep = self.keep.unwrap_or(config.inference.keep);
         config.training.threads = self.training_threads.unwrap_or(config.training.threads);
-        config.telemetry.otlp_endpoint = self.otlp_endpoint.unwrap_or(config.telemetry.otlp_endpoint);
+        config.telemetry.otlp_endpoint =
+            self.otlp_endpoint.or_else(endpoint_of_the_machine).unwrap_or(config.telemetry.otlp_endpoint);
         config.telemetry.trace_ratio = self.trace_ratio.unwrap_or(config.telemetry.trace_ratio);
         config.data.extend(self.data.iter().map(|argument| data_file(argument)));
         config.check()?;
@@ -150,6 +151,19 @@ impl Run {
         let ready = ready(&config);
         Ok(run(&self.dir, config, ready, process::asked_to_end(self.end_with_input)).await?)
     }
+}
+
+/// What OpenTelemetry's variable says for every program of a machine; a collector that a node can't reach does not stop it.
+fn endpoint_of_the_machine() -> Option<String> {
+    let endpoint = std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty())?;
+    if endpoint.starts_with("http://") {
+        return Some(endpoint);
+    }
+    tracing::warn!(
+        endpoint,
+        "no traces are sent to OTEL_EXPORTER_OTLP_ENDPOINT: a node sends them to http://HOST:PORT"
+    );
+    None
 }
 
 async fn serve_standalone(

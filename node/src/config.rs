@@ -152,9 +152,9 @@ impl Default for Samples {
 pub struct Drift {
     /// Whether to look.
     pub enabled: bool,
-    /// Answered inputs that make the reference, 20..=100000.
+    /// Answered inputs that make the reference, 20..=5000.
     pub reference: usize,
-    /// Latest ones that are compared with it, 20..=100000.
+    /// Latest ones that are compared with it, 20..=5000.
     pub window: usize,
     /// Probability of a false alarm in one comparison, above 0 and at most 0.05.
     pub level: f64,
@@ -292,8 +292,8 @@ impl Config {
             return refuse("samples.max_bytes", &samples.max_bytes, "at least 1024");
         }
         for (key, value) in [("drift.reference", self.drift.reference), ("drift.window", self.drift.window)] {
-            if !(20..=100_000).contains(&value) {
-                return refuse(key, &value, "20 to 100000");
+            if !(20..=5000).contains(&value) {
+                return refuse(key, &value, "20 to 5000");
             }
         }
         if !(self.drift.level > 0.0 && self.drift.level <= 0.05) {

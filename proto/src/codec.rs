@@ -14,7 +14,8 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 /// 16 MiB becomes gigabytes before anybody can look at it. Numbers that are packed, as all encoders send them, are one record
 /// a tensor.
 const MAX_RECORDS: usize = 65_536;
-/// `inputs` of a `ModelInferRequest` and `contents` of those, `outputs` of a response: what has records of its own.
+/// `inputs` of a `ModelInferRequest` and `contents` of those, `outputs` of a response: what has records of its own. In messages
+/// where this field is text or bytes, what looks like records in it is counted too, which refuses none that there are.
 const NESTED_FIELD: u64 = 5;
 /// How deep those are.
 const NESTED_DEPTH: u32 = 2;

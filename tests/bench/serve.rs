@@ -36,6 +36,9 @@ struct Arguments {
     /// Callers at a time; each has a connection of its own
     #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
     callers: Vec<usize>,
+    /// Threads that the callers share
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    client_threads: u16,
     /// Samples a request
     #[arg(long, default_value_t = 1)]
     batch: usize,
@@ -67,7 +70,11 @@ fn main() -> anyhow::Result<()> {
     if let Some(models) = &arguments.serve_floor {
         return runtime.block_on(floor::serve(models));
     }
-    ensure!(arguments.seconds > 0.0 && arguments.batch >= 1, "more than 0 seconds, at least 1 sample");
+    let callers = arguments.callers.iter().all(|callers| *callers >= 1);
+    ensure!(
+        arguments.seconds > 0.0 && arguments.batch >= 1 && callers,
+        "more than 0 seconds, at least 1 sample and caller"
+    );
     runtime.block_on(measure(&arguments))
 }
 
@@ -96,7 +103,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let memory_at_start = server.process.memory("VmRSS")?;
     let mut rows = Vec::new();
     for callers in &arguments.callers {
-        load(&server, arguments, *callers, Duration::from_millis(500)).await?;
+        load(&server, arguments, *callers, Duration::from_millis(500))?;
         rows.push(run(&server, arguments, *callers).await?);
     }
     let report = json!({
@@ -115,7 +122,7 @@ async fn run(server: &Server, arguments: &Arguments, callers: usize) -> anyhow::
     });
     let before = server.process.cpu_seconds()?;
     let started = Instant::now();
-    let (mut latencies, failed) = load(server, arguments, callers, Duration::from_secs_f64(arguments.seconds)).await?;
+    let Load { mut latencies, failed } = load(server, arguments, callers, Duration::from_secs_f64(arguments.seconds))?;
     let seconds = started.elapsed().as_secs_f64();
     let cpu = server.process.cpu_seconds()? - before;
     if let Some(swapping) = swapping {
@@ -138,12 +145,43 @@ async fn run(server: &Server, arguments: &Arguments, callers: usize) -> anyhow::
 }
 
 /// Latencies in nanoseconds of all answered requests, and how many failed.
-async fn load(
-    server: &Server,
-    arguments: &Arguments,
-    callers: usize,
-    time: Duration,
-) -> anyhow::Result<(Vec<u64>, u64)> {
+#[derive(Default)]
+struct Load {
+    latencies: Vec<u64>,
+    failed: u64,
+}
+
+impl Load {
+    fn add(mut self, other: Load) -> Load {
+        self.latencies.extend(other.latencies);
+        self.failed += other.failed;
+        self
+    }
+}
+
+/// Callers on threads whose runtimes share nothing: waking another thread for each reply would cost the callers, and by the
+/// shared cores the server, more than the call.
+fn load(server: &Server, arguments: &Arguments, callers: usize, time: Duration) -> anyhow::Result<Load> {
+    let threads = usize::from(arguments.client_threads).clamp(1, callers);
+    std::thread::scope(|scope| {
+        let started: Vec<_> = (0..threads)
+            .map(|index| {
+                let callers = callers / threads + usize::from(index < callers % threads);
+                scope.spawn(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                    runtime.block_on(call(server, arguments, callers, time))
+                })
+            })
+            .collect();
+        started.into_iter().try_fold(Load::default(), |load, thread| {
+            let done = thread.join().map_err(|_| anyhow::anyhow!("a thread of callers panicked"))?;
+            Ok(load.add(done?))
+        })
+    })
+}
+
+/// The callers of one thread, each with a connection of its own.
+async fn call(server: &Server, arguments: &Arguments, callers: usize, time: Duration) -> anyhow::Result<Load> {
     let mut channels = Vec::with_capacity(callers);
     for _ in 0..callers {
         channels.push(server.channel().await?);
@@ -155,29 +193,27 @@ async fn load(
         .map(|channel| {
             let (mut client, request) = (GrpcInferenceServiceClient::new(channel), request.clone());
             tokio::spawn(async move {
-                let (mut latencies, mut failed) = (Vec::new(), 0u64);
+                let mut load = Load::default();
                 while Instant::now() < until {
                     let sent = Instant::now();
                     match client.model_infer(request.clone()).await {
-                        Ok(_) => latencies.push(u64::try_from(sent.elapsed().as_nanos()).unwrap_or(u64::MAX)),
-                        Err(status) if failed == 0 => {
+                        Ok(_) => load.latencies.push(u64::try_from(sent.elapsed().as_nanos()).unwrap_or(u64::MAX)),
+                        Err(status) if load.failed == 0 => {
                             eprintln!("a request failed: {status}");
-                            failed += 1;
+                            load.failed += 1;
                         }
-                        Err(_) => failed += 1,
+                        Err(_) => load.failed += 1,
                     }
                 }
-                (latencies, failed)
+                load
             })
         })
         .collect();
-    let (mut latencies, mut failed) = (Vec::new(), 0);
+    let mut load = Load::default();
     for task in tasks {
-        let (of_one, failed_of_one) = task.await?;
-        latencies.extend(of_one);
-        failed += failed_of_one;
+        load = load.add(task.await?);
     }
-    Ok((latencies, failed))
+    Ok(load)
 }
 
 fn request(model: &str, batch: usize) -> ModelInferRequest {

@@ -308,7 +308,7 @@ mod tests {
         let plan = planned(nodes);
         assert!(plan.values.values().all(|root| root == "x"));
         assert_eq!(plan.values.len(), count + 1);
-        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! The two-sample Kolmogorov-Smirnov test: the distance of two samples' empirical distributions, and how far is far.
 //! Which samples are compared is the parent's matter.
 
-/// The greatest difference of two empirical distribution functions, 0 to 1; both samples sorted, not empty.
+/// The greatest difference of two empirical distribution functions, 0 to 1; both samples sorted by `total_cmp`, not empty.
 pub(super) fn distance(left: &[f32], right: &[f32]) -> f64 {
     let (mut l, mut r, mut greatest) = (0, 0, 0.0f64);
     while let (Some(a), Some(b)) = (left.get(l), right.get(r)) {
         // Past every copy of the value on both sides, so that ties count as equal.
-        let value = if a <= b { *a } else { *b };
-        l += left.get(l..).unwrap_or_default().iter().take_while(|&&other| other <= value).count();
-        r += right.get(r..).unwrap_or_default().iter().take_while(|&&other| other <= value).count();
+        let value = if a.total_cmp(b).is_le() { *a } else { *b };
+        let reached = |other: &&f32| other.total_cmp(&value).is_le();
+        l += left.get(l..).unwrap_or_default().iter().take_while(reached).count();
+        r += right.get(r..).unwrap_or_default().iter().take_while(reached).count();
         greatest = greatest.max((l as f64 / left.len() as f64 - r as f64 / right.len() as f64).abs());
     }
     greatest
@@ -32,6 +33,8 @@ mod tests {
         assert_eq!(distance(&[1.0, 1.0, 1.0], &[1.0, 1.0]), 0.0);
         assert_eq!(distance(&[0.0, 1.0], &[2.0, 3.0]), 1.0);
         assert_eq!(distance(&[1.0, 2.0, 2.0, 3.0], &[2.0]), 0.25);
+        // Numbers that are none have a place in the order too.
+        assert_eq!(distance(&[1.0, f32::NAN], &[-f32::NAN, 1.0]), 0.5);
     }
 
     #[test]

@@ -147,6 +147,7 @@ impl Detector {
         }
         self.observed += 1;
         let features = self.projections.iter().map(|projection| projection.of(input)).collect();
+        let confidence = if confidence.is_nan() { 0.0 } else { confidence };
         let tests = self.options.projections + 1;
         let far = [
             (DriftKind::Input, self.inputs.take(features, &self.options, tests)),
@@ -163,8 +164,10 @@ impl Detector {
 
 impl Projection {
     fn of(&self, input: &[f32]) -> f32 {
-        let sum = |places: &[usize]| places.iter().filter_map(|&place| input.get(place)).sum::<f32>();
-        sum(&self.plus) - sum(&self.minus)
+        // In f64: inputs near the greatest float32 have a sum there too.
+        let sum =
+            |places: &[usize]| places.iter().filter_map(|&place| input.get(place)).map(|&v| f64::from(v)).sum::<f64>();
+        (sum(&self.plus) - sum(&self.minus)).clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32
     }
 }
 

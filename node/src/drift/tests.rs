@@ -113,3 +113,13 @@ async fn the_serving_path_shows_what_it_answers_and_the_change_is_in_the_status_
     let text = inference.drift().unwrap().metrics();
     assert!(text.contains("fedge_drift_detected{model=\"digits\"} 1\n"), "{text}");
 }
+
+#[test]
+fn values_at_the_ends_of_float32_and_a_confidence_that_is_none_are_observations_like_any() {
+    let mut detector = Detector::new(DriftOptions::default());
+    for now in 0..1000 {
+        let value = if now % 3 == 0 { f32::MIN } else { f32::MAX };
+        detector.observe(1, &[value; 64], f32::NAN, now);
+    }
+    assert!(detector.is_ready() && detector.observed() == 1000);
+}

@@ -122,13 +122,15 @@ pub async fn keep_renewed(
     let jitter: f64 = rand::random();
     let mut retry = FIRST_RETRY;
     loop {
-        let (now, stamp) = (SystemTime::now(), directory.stamp());
+        let (now, mut stamp) = (SystemTime::now(), directory.stamp());
         let pause = match attempt(&directory, now, jitter).await {
             Ok(identity) => {
                 retry = FIRST_RETRY;
                 let next = due(&identity, jitter).duration_since(now).unwrap_or(FIRST_RETRY);
                 let held = shared.current();
                 if identity.fingerprint() != held.fingerprint() || identity.roots() != held.roots() {
+                    // What was written is known; else a clock that runs ahead would renew without a pause.
+                    stamp = directory.stamp();
                     info!(id = %identity.id(), until = display_time(identity.not_after()), "using a new certificate");
                     shared.replace(identity.clone());
                     renewed(&identity);

@@ -13,7 +13,7 @@ use tonic::Status;
 use super::classification::classify;
 use super::executor::ExecutorError;
 use super::keep::{KeepPolicy, Keeper};
-use super::repository::{LookupError, ModelRepository, Slot};
+use super::repository::{LookupError, ModelRepository};
 use super::request::{self, InferRequest, Inputs, OutputForm, Refused, RequestLimits, TensorData};
 use super::serving::Serving;
 use super::statistics::{Failure, Stages};
@@ -119,7 +119,7 @@ impl Inference {
     /// # Errors
     /// Not served, or not for this caller.
     pub fn lookup(&self, name: &str, version: &str, caller: Option<&SpiffeId>) -> Result<Arc<Serving>, InferError> {
-        self.find(name, version, caller).map(|(_, serving)| serving)
+        self.repository.find_for(name, version, caller).map(|(_, serving)| serving)
     }
 
     /// All served versions of the models that this caller may ask about.
@@ -128,27 +128,14 @@ impl Inference {
         names.flat_map(|name| self.repository.versions(&name)).collect()
     }
 
-    fn find(
-        &self,
-        name: &str,
-        version: &str,
-        caller: Option<&SpiffeId>,
-    ) -> Result<(Arc<Slot>, Arc<Serving>), InferError> {
-        let (slot, serving) = self.repository.find(name, version)?;
-        if slot.admits(caller) {
-            return Ok((slot, serving));
-        }
-        let caller = caller.map(ToString::to_string).unwrap_or_default();
-        Err(InferError::Denied { model: name.to_owned(), caller })
-    }
-
     /// Answers a request.
     ///
     /// # Errors
     /// [`InferError`].
     pub async fn infer(&self, request: InferRequest) -> Result<Answer, InferError> {
         let came = Instant::now();
-        let (slot, serving) = self.find(&request.model, &request.version, request.caller.as_ref())?;
+        let caller = request.caller.as_ref();
+        let (slot, serving) = self.repository.find_for(&request.model, &request.version, caller)?;
         let statistics = serving.statistics();
         // Counts a request whose future is dropped before its answer.
         let mut counted = Counted { serving: &serving, came, failure: Some(Failure::Canceled) };

@@ -10,6 +10,7 @@ use fedge_proto::identity::{Role, SpiffeId};
 use tokio::sync::watch;
 
 use super::Serving;
+use super::answer::InferError;
 use super::executor::{Executor, ExecutorOptions};
 use super::request::shorten;
 use super::version_policy::VersionPolicy;
@@ -184,24 +185,30 @@ impl ModelRepository {
         if !version.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(LookupError::NotANumber { version: shorten(version) });
         }
-        let slot =
-            self.slot(name).ok_or_else(|| LookupError::UnknownModel { name: shorten(name), known: self.names() })?;
-        let versions = slot.versions.load();
-        let newest = versions.last().ok_or_else(|| LookupError::NotReady { name: name.to_owned() })?;
-        let serving = match version {
-            "" => Some(newest),
-            digits => {
-                digits.parse().ok().and_then(|number: u64| versions.iter().find(|v| v.manifest().number == number))
-            }
-        };
-        match serving.cloned() {
-            Some(serving) => Ok((slot, serving)),
-            None => Err(LookupError::UnknownVersion {
-                name: name.to_owned(),
-                version: shorten(version),
-                served: versions.iter().map(|version| version.manifest().number).collect(),
-            }),
+        let slot = self.slot(name).ok_or_else(|| self.unknown(name, None))?;
+        slot.version(name, version).map(|serving| (slot, serving))
+    }
+
+    /// As [`ModelRepository::find`], for this caller: others' models and versions are not told.
+    pub(crate) fn find_for(
+        &self,
+        name: &str,
+        version: &str,
+        caller: Option<&SpiffeId>,
+    ) -> Result<(Arc<Slot>, Arc<Serving>), InferError> {
+        if !self.admits(name, caller) {
+            let caller = caller.map(ToString::to_string).unwrap_or_default();
+            return Err(InferError::Denied { model: shorten(name), caller });
         }
+        self.find(name, version).map_err(|error| match error {
+            LookupError::UnknownModel { .. } => self.unknown(name, caller).into(),
+            error => error.into(),
+        })
+    }
+
+    fn unknown(&self, name: &str, caller: Option<&SpiffeId>) -> LookupError {
+        let known = self.names().into_iter().filter(|known| self.admits(known, caller)).collect();
+        LookupError::UnknownModel { name: shorten(name), known }
     }
 
     /// The highest served version of a model, if there is one.
@@ -295,6 +302,23 @@ impl Slot {
             swaps: AtomicU64::default(),
             problems: Mutex::default(),
         }
+    }
+
+    /// The served version with this number, the highest one for none.
+    fn version(&self, name: &str, version: &str) -> Result<Arc<Serving>, LookupError> {
+        let versions = self.versions.load();
+        let newest = versions.last().ok_or_else(|| LookupError::NotReady { name: name.to_owned() })?;
+        let serving = match version {
+            "" => Some(newest),
+            digits => {
+                digits.parse().ok().and_then(|number: u64| versions.iter().find(|v| v.manifest().number == number))
+            }
+        };
+        serving.cloned().ok_or_else(|| LookupError::UnknownVersion {
+            name: name.to_owned(),
+            version: shorten(version),
+            served: versions.iter().map(|version| version.manifest().number).collect(),
+        })
     }
 
     /// Whether this caller may ask the model. Operators always may; callers without an identity only reach ports that

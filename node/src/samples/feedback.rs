@@ -6,6 +6,7 @@ use std::sync::Arc;
 use fedge_proto::feedback::class_label::Value;
 use fedge_proto::feedback::feedback_server::{Feedback, FeedbackServer};
 use fedge_proto::feedback::{AddReply, AddRequest, ClassLabel, LabelReply, LabelRequest};
+use fedge_proto::identity::SpiffeId;
 use tonic::{Request, Response, Status};
 
 use super::{Added, SampleError, SampleId, SampleStore, file};
@@ -31,21 +32,23 @@ impl Feedback for FeedbackService {
     /// `INVALID_ARGUMENT`: malformed id, unknown or missing label. `NOT_FOUND`: unknown id. `FAILED_PRECONDITION`:
     /// expired, or labelled already.
     async fn label(&self, request: Request<LabelRequest>) -> Result<Response<LabelReply>, Status> {
+        let caller = request.extensions().get::<SpiffeId>().cloned();
         let request = request.into_inner();
         let id: SampleId = request
             .sample_id
             .parse()
             .map_err(|error: super::id::ParseSampleIdError| Status::invalid_argument(format!("sample_id: {error}")))?;
         let (model, _) = self.samples.pending(&id).await.map_err(status)?;
-        let index = class_index(&*self.serving(&model)?, request.label)?;
+        let index = class_index(&*self.serving(&model, caller.as_ref())?, request.label)?;
         self.samples.label_pending(&id, index).await.map_err(status)?;
         Ok(Response::new(LabelReply { index }))
     }
 
     /// `INVALID_ARGUMENT`: wrong number of values, NaN or infinity, unknown or missing label. `NOT_FOUND`: unknown model.
     async fn add(&self, request: Request<AddRequest>) -> Result<Response<AddReply>, Status> {
+        let caller = request.extensions().get::<SpiffeId>().cloned();
         let request = request.into_inner();
-        let serving = self.serving(&request.model_name)?;
+        let serving = self.serving(&request.model_name, caller.as_ref())?;
         let expected = serving.input().sample_len();
         if request.input.len() != expected {
             return Err(Status::invalid_argument(format!(
@@ -62,8 +65,8 @@ impl Feedback for FeedbackService {
 }
 
 impl FeedbackService {
-    fn serving(&self, model: &str) -> Result<Arc<Serving>, Status> {
-        self.repository.get(model, "").map_err(Status::from)
+    fn serving(&self, model: &str, caller: Option<&SpiffeId>) -> Result<Arc<Serving>, Status> {
+        Ok(self.repository.find_for(model, "", caller)?.1)
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Limits {
     pub handshakes: usize,
     /// For one handshake.
     pub handshake_timeout: Duration,
-    /// For the first 24 bytes after it.
+    /// For the first 24 bytes, the handshake's time included.
     pub first_bytes_timeout: Duration,
     /// Open connections at a time; more wait in the kernel's backlog.
     pub connections: usize,

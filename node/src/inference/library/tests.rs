@@ -211,5 +211,10 @@ async fn only_the_clients_that_the_settings_name_may_ask() {
         (inference.lookup("digits", "", Some(&caller)).is_ok(), inference.served(Some(&caller)).len())
     };
     assert_eq!((seen("till-3"), seen("till-4")), ((true, 1), (false, 0)), "nor ask about it");
+    let others = SpiffeId::new("shop", Role::Client, "till-4").unwrap();
+    for (model, version) in [("letters", ""), ("digits", "9")] {
+        let told = inference.lookup(model, version, Some(&others)).unwrap_err().to_string();
+        assert!(!told.contains("knows \"digits\"") && !told.contains("version 1"), "nor hear what there is: {told}");
+    }
     assert_eq!(tonic::Status::from(denied).code(), tonic::Code::PermissionDenied);
 }

@@ -106,6 +106,6 @@ mod tests {
         let start = std::time::Instant::now();
         let plan = plan(&reads, &values, reads.len()).unwrap();
         assert_eq!(plan.buffers.len(), count + 1);
-        assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
     }
 }

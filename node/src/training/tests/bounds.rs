@@ -105,5 +105,5 @@ fn a_number_that_is_repeated_a_million_times_is_no_list_of_tensors() {
     let before = std::time::Instant::now();
     let data = crate::training::Dataset::new(vec![1.0, 2.0], vec![0, 0], vec![1]).unwrap();
     crate::training::evaluate(&model, &data).unwrap();
-    assert!(before.elapsed().as_secs() < 5, "{:?}", before.elapsed());
+    assert!(before.elapsed().as_secs() < 30, "{:?}", before.elapsed());
 }
