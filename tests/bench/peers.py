@@ -15,8 +15,11 @@ import sysconfig
 import tempfile
 import types
 
-import numpy as np
-import onnxruntime
+# `onnxruntime.py` lies beside this file, and would be found before the package of that name.
+sys.path = [folder for folder in sys.path if pathlib.Path(folder or ".").resolve() != pathlib.Path(__file__).parent.resolve()]
+
+import numpy as np  # noqa: E402
+import onnxruntime  # noqa: E402
 
 FIRST_PORT = int(sys.argv[3]) if len(sys.argv) > 3 else 19000
 PORTS = {"http": FIRST_PORT, "grpc": FIRST_PORT + 1, "metrics": FIRST_PORT + 2}
