@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use clap::Parser;
 use fedge_proto::identity::{Role, SharedIdentity};
+use fedge_proto::inference::ServerReadyRequest;
 use fedge_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
-use fedge_proto::inference::model_infer_request::InferInputTensor;
-use fedge_proto::inference::{ModelInferRequest, ServerReadyRequest};
 use fedge_proto::tls;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
@@ -187,7 +186,7 @@ async fn call(server: &Server, arguments: &Arguments, callers: usize, time: Dura
         channels.push(server.channel().await?);
     }
     let until = Instant::now() + time;
-    let request = request(&arguments.model, arguments.batch);
+    let request = small_models::request(&arguments.model, arguments.batch);
     let tasks: Vec<_> = channels
         .into_iter()
         .map(|channel| {
@@ -214,23 +213,6 @@ async fn call(server: &Server, arguments: &Arguments, callers: usize, time: Dura
         load = load.add(task.await?);
     }
     Ok(load)
-}
-
-fn request(model: &str, batch: usize) -> ModelInferRequest {
-    let sample: Vec<u8> = (0..784 * batch).flat_map(|index| ((index % 97) as f32 / 97.0).to_le_bytes()).collect();
-    let batch = i64::try_from(batch).unwrap_or(i64::MAX);
-    let (name, shape) = if model == "mlp" { ("x", vec![batch, 784]) } else { ("pixels", vec![batch, 1, 28, 28]) };
-    ModelInferRequest {
-        model_name: model.to_owned(),
-        inputs: vec![InferInputTensor {
-            name: name.to_owned(),
-            datatype: "FP32".to_owned(),
-            shape,
-            ..InferInputTensor::default()
-        }],
-        raw_input_contents: vec![sample.into()],
-        ..ModelInferRequest::default()
-    }
 }
 
 fn start(arguments: &Arguments) -> anyhow::Result<Server> {
@@ -286,7 +268,7 @@ async fn wait_until_ready(server: &Server, model: &str, started: Instant) -> any
             let begun = server.process.started.unwrap_or(started);
             if ready {
                 let after = begun.elapsed();
-                client.model_infer(request(model, 1)).await.context("the first request")?;
+                client.model_infer(small_models::request(model, 1)).await.context("the first request")?;
                 return Ok((after.as_secs_f64() * 1e4).round() / 10.0);
             }
         }

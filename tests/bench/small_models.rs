@@ -5,6 +5,8 @@ use std::io;
 use std::path::Path;
 
 use fedge_models::{Model, Weights, pb};
+use fedge_proto::inference::ModelInferRequest;
+use fedge_proto::inference::model_infer_request::InferInputTensor;
 use prost::Message;
 
 /// Widths of the MLP.
@@ -95,4 +97,22 @@ fn mlp(_: u64) -> Vec<u8> {
     let opset = pb::OperatorSetIdProto { domain: String::new(), version: 17 };
     pb::ModelProto { ir_version: 8, opset_import: vec![opset], graph: Some(graph), ..pb::ModelProto::default() }
         .encode_to_vec()
+}
+
+/// A request of so many equal rows for one of the two models.
+pub fn request(model: &str, rows: usize) -> ModelInferRequest {
+    let sample: Vec<u8> = (0..784 * rows).flat_map(|index| ((index % 97) as f32 / 97.0).to_le_bytes()).collect();
+    let batch = i64::try_from(rows).unwrap_or(i64::MAX);
+    let (name, shape) = if model == "cnn" { ("pixels", vec![batch, 1, 28, 28]) } else { ("x", vec![batch, 784]) };
+    ModelInferRequest {
+        model_name: model.to_owned(),
+        inputs: vec![InferInputTensor {
+            name: name.to_owned(),
+            datatype: "FP32".to_owned(),
+            shape,
+            ..InferInputTensor::default()
+        }],
+        raw_input_contents: vec![sample.into()],
+        ..ModelInferRequest::default()
+    }
 }

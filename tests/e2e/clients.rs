@@ -22,6 +22,16 @@ pub fn python() -> Option<PathBuf> {
     }
 }
 
+/// Whether there is curl; its absence is a failure where FEDGE_REQUIRE_PYTHON is set.
+pub fn has_curl() -> bool {
+    let found = Command::new("curl").arg("--version").output().is_ok();
+    if !found {
+        assert!(std::env::var_os("FEDGE_REQUIRE_PYTHON").is_none(), "curl is required here");
+        eprintln!("skipped: there is no curl");
+    }
+    found
+}
+
 fn make_environment() -> Result<PathBuf, String> {
     static MADE: std::sync::OnceLock<Result<PathBuf, String>> = std::sync::OnceLock::new();
     MADE.get_or_init(|| {

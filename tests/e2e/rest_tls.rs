@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::clients::has_curl;
 use crate::harness::{Coordinator, Process, fedge, free_ports, project, run, succeed, text, wait_for};
 
 /// A standalone node with the identity of one that joined.
@@ -71,9 +72,7 @@ impl Node {
 
 #[test]
 fn curl_with_a_certificate_gets_answers_over_tls_and_without_one_no_connection() {
-    if Command::new("curl").arg("--version").output().is_err() {
-        assert!(std::env::var_os("FEDGE_REQUIRE_PYTHON").is_none(), "curl is required here");
-        eprintln!("skipped: there is no curl");
+    if !has_curl() {
         return;
     }
     let node = Node::start();
@@ -106,9 +105,7 @@ fn curl_with_a_certificate_gets_answers_over_tls_and_without_one_no_connection()
 
 #[test]
 fn a_certificate_of_another_authority_gets_no_connection_to_rest() {
-    if Command::new("curl").arg("--version").output().is_err() {
-        assert!(std::env::var_os("FEDGE_REQUIRE_PYTHON").is_none(), "curl is required here");
-        eprintln!("skipped: there is no curl");
+    if !has_curl() {
         return;
     }
     let node = Node::start();

@@ -7,7 +7,7 @@ use std::process::Command;
 use fedge_models::pb;
 use prost::Message;
 
-use crate::clients::python;
+use crate::clients::{has_curl, python};
 use crate::harness::{Process, fedge, free_ports, project, run, text, wait_for};
 
 struct Standalone {
@@ -139,9 +139,7 @@ fn a_collector_gets_the_spans_of_traced_requests_and_the_log_names_their_ids() {
 
 #[test]
 fn curl_is_client_enough() {
-    if Command::new("curl").arg("--version").output().is_err() {
-        assert!(std::env::var_os("FEDGE_REQUIRE_PYTHON").is_none(), "curl is required here");
-        eprintln!("skipped: there is no curl");
+    if !has_curl() {
         return;
     }
     let node = Standalone::start();

@@ -15,7 +15,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Request};
 
-use crate::good::{request, rest_request};
+use crate::good::rest_request;
+use crate::small_models::request;
 use crate::wire::{Doors, Stream, ask, post};
 use crate::{Counts, small_models};
 

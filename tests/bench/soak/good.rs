@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use fedge_proto::inference::ModelInferRequest;
 use fedge_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
-use fedge_proto::inference::model_infer_request::InferInputTensor;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
+use crate::small_models::request;
 use crate::wire::{Doors, Stream, ask, post};
 
 /// Pause between two requests of a caller.
@@ -30,25 +29,7 @@ pub struct Calls {
     pub failures: Vec<String>,
 }
 
-/// A request for one of the two models.
-pub fn request(model: &str, rows: usize) -> ModelInferRequest {
-    let sample: Vec<u8> = (0..784 * rows).flat_map(|index| ((index % 97) as f32 / 97.0).to_le_bytes()).collect();
-    let batch = i64::try_from(rows).unwrap_or(i64::MAX);
-    let (name, shape) = if model == "cnn" { ("pixels", vec![batch, 1, 28, 28]) } else { ("x", vec![batch, 784]) };
-    ModelInferRequest {
-        model_name: model.to_owned(),
-        inputs: vec![InferInputTensor {
-            name: name.to_owned(),
-            datatype: "FP32".to_owned(),
-            shape,
-            ..InferInputTensor::default()
-        }],
-        raw_input_contents: vec![sample.into()],
-        ..ModelInferRequest::default()
-    }
-}
-
-/// The same over REST, as bytes of HTTP.
+/// A request for one of the two models over REST, as bytes of HTTP.
 pub fn rest_request(model: &str, rows: usize) -> Vec<u8> {
     let message = request(model, rows);
     let (input, raw) = (&message.inputs[0], &message.raw_input_contents[0]);
