@@ -105,6 +105,7 @@ pub(crate) fn check(graph: &pb::GraphProto) -> Result<(), ModelError> {
     }
     for node in &graph.node {
         check_windows(node)?;
+        check_order(node)?;
         if let Some(size) = folded(node, &sources, &constants)? {
             if size.len() > MAX_FOLDED {
                 return Err(ModelError::node(
@@ -133,6 +134,22 @@ fn check_windows(node: &pb::NodeProto) -> Result<(), ModelError> {
         }
     }
     Ok(())
+}
+
+/// Refuses a Transpose that names an axis twice: tract 0.23.9 turns the order into single moves, and would look for them until
+/// the memory is full (`change_axes::perm_to_atoms`).
+fn check_order(node: &pb::NodeProto) -> Result<(), ModelError> {
+    let order = attributes::ints(node, "perm");
+    let mut axes = order.to_vec();
+    axes.sort_unstable();
+    if node.op_type != "Transpose" || axes.iter().copied().eq(0..axes.len() as i64) {
+        return Ok(());
+    }
+    let shown: Vec<i64> = order.iter().copied().take(MAX_RANK).collect();
+    Err(ModelError::node(
+        node,
+        format!("has {shown:?} as its perm, which does not name each axis once, counted from 0; export it again"),
+    ))
 }
 
 /// The size of each of the node's results where all its inputs are constants; `None` where one is not.

@@ -50,6 +50,17 @@ fn constants_that_short_nodes_ask_for_are_bounded() {
 }
 
 #[test]
+fn a_transpose_names_each_axis_once() {
+    let transpose = |perm: &[i64]| vec![ints(node("Transpose", &["x"], &["y"]), "perm", perm)];
+    for perm in [&[0, 0, 2, 3][..], &[0, 1, 2, 4], &[0, 1, 2, -1], &[1]] {
+        assert!(refused(transpose(perm), vec![]).contains("each axis once"), "{perm:?}");
+    }
+    Model::from_bytes(bytes(graph(&[-1, 2, 4, 4], &[-1, 4, 4, 2], transpose(&[0, 2, 3, 1]), vec![]))).unwrap();
+    let reversed = vec![node("Transpose", &["x"], &["y"])];
+    Model::from_bytes(bytes(graph(&[-1, 4], &[4, -1], reversed, vec![]))).unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
 fn the_shape_arithmetic_of_exporters_stays_a_list() {
     let nodes = vec![
         node("Shape", &["x"], &["s"]),
