@@ -71,7 +71,9 @@ impl<W: Write> Write for HashingWriter<W> {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        let mut digits = [0; 64];
+        let encoded = hex::encode_to_slice(self.0, &mut digits).ok().and_then(|()| std::str::from_utf8(&digits).ok());
+        f.write_str(encoded.ok_or(fmt::Error)?)
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use http::{Request, Response};
 use tokio_util::either::Either;
@@ -13,6 +14,7 @@ use tower::{Layer, Service};
 use tracing::warn;
 
 use crate::identity::{Role, SpiffeId};
+use crate::lines::LineBudget;
 use crate::tls::Peer;
 
 /// Who may call a service.
@@ -85,6 +87,9 @@ pub enum AnonymousCallers {
     LocalInference,
 }
 
+/// Lines about refused callers; `silent` in each: how many had none since the last one.
+static REFUSED: LineBudget = LineBudget::new(50);
+
 /// Says whether an identity, or the certificate with this SHA-256, was revoked.
 pub type Revoked = dyn Fn(&SpiffeId, &[u8; 32]) -> bool + Send + Sync;
 
@@ -150,14 +155,18 @@ impl AuthorizationLayer {
         if let (Some(id), Some(revoked)) = (&peer.identity, &self.revoked)
             && revoked(id, &peer.fingerprint)
         {
-            warn!(%id, address = %peer.address, "revoked certificate refused");
+            if let Some(silent) = REFUSED.admit(Instant::now()) {
+                warn!(%id, address = %peer.address, silent, "revoked certificate refused");
+            }
             return Err(Status::unauthenticated(format!(
                 "the certificate of {id} was revoked: join again with a new token"
             )));
         }
         let role = peer.identity.as_ref().map(SpiffeId::role);
         check(request.uri().path(), role, self.anonymous).inspect_err(|status| {
-            warn!(address = %peer.address, reason = status.message(), "call refused");
+            if let Some(silent) = REFUSED.admit(Instant::now()) {
+                warn!(address = %peer.address, reason = status.message(), silent, "call refused");
+            }
         })?;
         if let Some(id) = peer.identity {
             request.extensions_mut().insert(id);

@@ -4,6 +4,7 @@
 pub mod authorization;
 pub mod codec;
 pub mod identity;
+pub mod lines;
 pub mod model_delta;
 mod planes;
 pub mod tls;

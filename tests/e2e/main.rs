@@ -7,6 +7,7 @@
 mod bad_input;
 mod clients;
 mod disk;
+mod drift;
 mod harness;
 mod identities;
 mod kills;

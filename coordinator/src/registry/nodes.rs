@@ -110,6 +110,18 @@ impl NodeRegistry {
         available
     }
 
+    /// Living nodes with training samples for this lineage that report drift, and the version that they serve.
+    pub fn drifting(&self, model: &str) -> BTreeMap<String, u64> {
+        let now = Instant::now();
+        let nodes = self.lock();
+        let alive = nodes.iter().filter(|(_, node)| self.alive(node, now));
+        let served = alive.flat_map(|(id, node)| node.serving.iter().map(move |serving| (id, serving)));
+        served
+            .filter(|(_, s)| s.model == model && s.training_samples > 0 && !s.drift.is_empty())
+            .map(|(id, s)| (id.clone(), s.number))
+            .collect()
+    }
+
     /// Every node with a session, and whether it is alive.
     pub fn list(&self) -> Vec<(String, NodeEntry, bool)> {
         let now = Instant::now();
@@ -167,6 +179,18 @@ mod tests {
         dead.hello("a", "fedge", "");
         dead.heartbeat("a", serving(5));
         assert_eq!(dead.available("digits"), BTreeSet::new());
+    }
+
+    #[test]
+    fn drift_is_told_with_the_version_that_it_was_seen_of() {
+        let registry = NodeRegistry::new(Duration::from_secs(60));
+        for (node, drift) in [("a", "input"), ("b", "")] {
+            registry.hello(node, "fedge", "");
+            let serving = serving(5).into_iter().map(|s| NodeServing { number: 4, drift: drift.to_owned(), ..s });
+            registry.heartbeat(node, serving.collect());
+        }
+        assert_eq!(registry.drifting("digits"), BTreeMap::from([("a".to_owned(), 4)]));
+        assert_eq!(registry.drifting("other"), BTreeMap::new());
     }
 
     #[test]

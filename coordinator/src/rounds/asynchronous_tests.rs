@@ -1,6 +1,8 @@
 //! Tests of asynchronous tasks on a virtual clock.
 //! What an update weighs is tested with the strategy.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::rounds::state::{AssignmentId, TrainedUpdate, VersionRef};
 use crate::rounds::step::{Event, admit, step};
@@ -51,7 +53,7 @@ impl Run {
     }
 
     fn event(&mut self, event: Event) {
-        let view = View { now_ms: self.now_ms, available: &self.available };
+        let view = View { now_ms: self.now_ms, available: &self.available, drifting: &BTreeMap::new() };
         let (state, effects) = step(&self.spec, self.state.clone(), &event, view);
         self.state = state;
         self.effects.extend(effects);

@@ -197,6 +197,7 @@ impl Rounds {
             effects: Vec::new(),
             now_ms: self.now_ms(),
             available: self.nodes.available(&running.spec.model),
+            drifting: self.nodes.drifting(&running.spec.model),
             updates: Vec::new(),
             payloads: Vec::new(),
             minted: None,
@@ -341,6 +342,7 @@ pub(super) struct Decision {
     effects: Vec<Effect>,
     now_ms: u64,
     available: BTreeSet<String>,
+    drifting: BTreeMap<String, u64>,
     updates: Vec<Accepted>,
     payloads: Vec<(AssignmentId, Payload)>,
     minted: Option<Minted>,
@@ -349,7 +351,7 @@ pub(super) struct Decision {
 impl Decision {
     /// Decides what comes of one more event, at the same moment as those before it.
     pub(super) fn event(&mut self, spec: &TaskSpec, event: &Event) {
-        let view = View { now_ms: self.now_ms, available: &self.available };
+        let view = View { now_ms: self.now_ms, available: &self.available, drifting: &self.drifting };
         let (next, effects) = step::step(spec, self.next.clone(), event, view);
         self.next = next;
         self.effects.extend(effects);

@@ -93,6 +93,9 @@ pub struct TaskState {
     pub outstanding: Assignments,
     /// The operator wants no new round.
     pub paused: bool,
+    /// Rounds that may still begin before drift is waited for again; 0 where rounds don't wait for it.
+    #[serde(default)]
+    pub rounds_asked: u64,
     /// Where the task is.
     pub phase: Phase,
 }
@@ -112,6 +115,7 @@ impl TaskState {
             issued: 0,
             outstanding: BTreeMap::new(),
             paused: false,
+            rounds_asked: 0,
             phase: Phase::Waiting { not_before_ms: 0 },
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::state::{CheckStatus, Phase, TaskOutcome, TaskState, WorkStatus};
-use super::task::TaskSpec;
+use super::task::{RoundStart, TaskSpec};
 
 /// Names that a sentence lists before it only counts.
 const NAMES: usize = 5;
@@ -16,6 +16,13 @@ pub fn describe(spec: &TaskSpec, state: &TaskState, now_ms: u64) -> String {
         _ if state.paused && matches!(state.phase, Phase::Waiting { .. }) => {
             format!("paused after {round}: `fedge task resume {}` goes on", state.task_id)
         }
+        Phase::Waiting { .. } if spec.rounds.start == RoundStart::Drift && state.rounds_asked == 0 => format!(
+            "round {} of {} waits for drift: it begins when {} of the nodes report that what version {} is asked has changed",
+            state.round + 1,
+            spec.rounds.count,
+            spec.rounds.drift_nodes,
+            state.base.number
+        ),
         Phase::Waiting { .. } => format!(
             "round {} of {} waits for nodes with training samples for {:?}: it takes {}",
             state.round + 1,

@@ -9,7 +9,7 @@ use super::state::{
     AssignmentId, Assignments, CheckStatus, Evaluation, Phase, RoundOutcome, RoundRecord, STATE_SCHEMA, ServerState,
     TaskOutcome, TaskState, TrainedUpdate, VersionRef, Work, WorkStatus,
 };
-use super::task::TaskSpec;
+use super::task::{RoundStart, TaskSpec};
 
 /// Pause after a failed round, so that what fails at once does not use up all rounds in a moment.
 pub(super) const PAUSE_AFTER_FAILURE_MS: u64 = 5_000;
@@ -60,6 +60,8 @@ pub struct View<'a> {
     pub now_ms: u64,
     /// Nodes that are alive, can do the task and have training samples for its model.
     pub available: &'a BTreeSet<String>,
+    /// Of those, the ones that report drift, and of which version.
+    pub drifting: &'a BTreeMap<String, u64>,
 }
 
 /// Whether an update for an assignment can be taken.
@@ -133,6 +135,15 @@ fn begin_round(spec: &TaskSpec, state: &mut TaskState, view: View) {
     let carried = asynchronous && !state.outstanding.is_empty();
     if state.paused || view.now_ms < not_before_ms || (view.available.len() < spec.rounds.min_nodes && !carried) {
         return;
+    }
+    if spec.rounds.start == RoundStart::Drift {
+        // What a node reports of an older version may be what the newest has learnt since.
+        let drifting = view.drifting.values().filter(|version| **version == state.base.number).count();
+        if state.rounds_asked == 0 && drifting < spec.rounds.drift_nodes {
+            return;
+        }
+        let asked = if state.rounds_asked == 0 { spec.rounds.drift_rounds } else { state.rounds_asked };
+        state.rounds_asked = asked - 1;
     }
     state.round += 1;
     let work = if asynchronous {

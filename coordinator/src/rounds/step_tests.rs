@@ -39,17 +39,18 @@ struct Run {
     state: TaskState,
     effects: Vec<Effect>,
     available: BTreeSet<String>,
+    drifting: BTreeMap<String, u64>,
     now_ms: u64,
 }
 
 impl Run {
     fn new(spec: TaskSpec, nodes: &[&str]) -> Run {
         let state = TaskState::new("t1".into(), version(1));
-        Run { spec, state, effects: vec![], available: names(nodes), now_ms: 0 }
+        Run { spec, state, effects: vec![], available: names(nodes), drifting: BTreeMap::new(), now_ms: 0 }
     }
 
     fn event(&mut self, event: Event) {
-        let view = View { now_ms: self.now_ms, available: &self.available };
+        let view = View { now_ms: self.now_ms, available: &self.available, drifting: &self.drifting };
         let (state, effects) = step(&self.spec, self.state.clone(), &event, view);
         self.state = state;
         self.effects.extend(effects);
@@ -98,6 +99,41 @@ fn a_round_waits_for_the_minimum_then_trains_aggregates_evaluates_and_the_task_f
     assert_eq!(run.records()[0].outcome, RoundOutcome::Aggregated(version(2)));
     assert_eq!(run.state.phase, Phase::Ended { outcome: TaskOutcome::Finished });
     assert_eq!(run.effects.last(), Some(&Effect::Ended(TaskOutcome::Finished)));
+}
+
+#[test]
+fn a_task_that_waits_for_drift_begins_its_rounds_when_enough_nodes_report_it_of_the_newest_version() {
+    let spec = TaskSpec::parse(
+        "model = \"m\"\n[rounds]\ncount = 9\nmin_nodes = 2\nevaluate_every = 0\nstart = \"drift\"\ndrift_nodes = 2\n\
+         drift_rounds = 2\n",
+    );
+    let mut run = Run::new(spec.unwrap(), &["a", "b"]);
+    let waits = |run: &Run| matches!(run.state.phase, Phase::Waiting { .. });
+    let round = |run: &mut Run, minted: u64| {
+        run.train("a", 1);
+        run.train("b", 1);
+        run.event(Event::Aggregated(version(minted), None));
+    };
+    for drifting in [&[][..], &[("a", 1)], &[("a", 1), ("b", 0)]] {
+        run.drifting = drifting.iter().map(|(node, number)| ((*node).to_owned(), *number)).collect();
+        run.event(Event::Tick);
+        assert!(waits(&run), "{drifting:?}");
+    }
+    run.drifting.insert("b".to_owned(), 1);
+    // The nodes that would train are waited for as ever, and the drift is not forgotten.
+    run.available = names(&["a"]);
+    run.event(Event::Tick);
+    assert!(waits(&run));
+    run.available = names(&["a", "b"]);
+    run.event(Event::Tick);
+    round(&mut run, 2);
+    assert!(!waits(&run), "the second round begins of itself");
+    round(&mut run, 3);
+    run.event(Event::Tick);
+    assert!(waits(&run) && run.state.round == 2, "what was reported of version 1 asks for nothing more");
+    run.drifting = [("a".to_owned(), 3), ("b".to_owned(), 3)].into();
+    run.event(Event::Tick);
+    assert_eq!((waits(&run), run.state.round), (false, 3));
 }
 
 #[test]

@@ -52,6 +52,32 @@ pub struct RoundPlan {
     pub evaluation_deadline_s: u64,
     /// Seed of the selection.
     pub seed: u64,
+    /// What a round waits for besides nodes.
+    pub start: RoundStart,
+    /// `drift`: available nodes that must report it of the newest version, 1..=4096.
+    pub drift_nodes: usize,
+    /// `drift`: rounds that begin one after the other before the next drift is waited for, 1..=1000.
+    pub drift_rounds: u64,
+}
+
+/// What a round waits for besides `min_nodes` available nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoundStart {
+    /// Nothing.
+    #[default]
+    Ready,
+    /// Nodes that report drift: what the newest version is asked, or how sure it is of its answers, has changed there.
+    Drift,
+}
+
+impl std::fmt::Display for RoundStart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            RoundStart::Ready => "\"ready\"",
+            RoundStart::Drift => "\"drift\"",
+        })
+    }
 }
 
 impl Default for RoundPlan {
@@ -65,6 +91,9 @@ impl Default for RoundPlan {
             evaluate_every: 1,
             evaluation_deadline_s: 120,
             seed: 0,
+            start: RoundStart::Ready,
+            drift_nodes: 1,
+            drift_rounds: 3,
         }
     }
 }
@@ -194,6 +223,8 @@ impl TaskSpec {
             (1..=604_800).contains(&r.evaluation_deadline_s),
             "1 to 604800 seconds",
         )?;
+        require("rounds.drift_nodes", r.drift_nodes, (1..=MAX_COHORT).contains(&r.drift_nodes), "1 to 4096")?;
+        require("rounds.drift_rounds", r.drift_rounds, (1..=1000).contains(&r.drift_rounds), "1 to 1000")?;
         let u = &self.updates;
         require("updates.top_k", u.top_k, u.top_k > 0.0 && u.top_k <= 1.0, "above 0, at most 1")?;
         require("updates.max_norm", u.max_norm, u.max_norm >= 0.0 && u.max_norm.is_finite(), "0 (any norm) or more")?;
@@ -230,6 +261,8 @@ impl TaskSpec {
         if client.asynchronous.is_some() {
             let none = "0 with this strategy: it has no rounds to close early";
             require("rounds.over_selection", r.over_selection, r.over_selection == 0.0, none)?;
+            let ready = "\"ready\" with this strategy: its nodes train all the time";
+            require("rounds.start", r.start, r.start == RoundStart::Ready, ready)?;
         }
         Ok(())
     }
@@ -270,6 +303,9 @@ mod tests {
             ("[rounds]\nmin_nodes = 5000", "rounds.min_nodes"),
             ("[rounds]\ncohort = 1\nmin_nodes = 2", "rounds.cohort"),
             ("[rounds]\ndeadline_s = 0", "rounds.deadline_s"),
+            ("[rounds]\ndrift_nodes = 0", "rounds.drift_nodes"),
+            ("[rounds]\ndrift_rounds = 0", "rounds.drift_rounds"),
+            ("strategy = \"fedbuff\"\n[rounds]\nstart = \"drift\"", "rounds.start"),
             ("[rounds]\nover_selection = -0.1", "rounds.over_selection"),
             ("[rounds]\nover_selection = 0.5", "rounds.over_selection"),
             ("[updates]\ntop_k = 0.0", "updates.top_k"),

@@ -2,15 +2,15 @@
 //! The fields are the same over gRPC and HTTP.
 
 use std::fmt;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use fedge_proto::lines::LineBudget;
 use fedge_proto::tls::Peer;
 
 use super::Call;
 
-/// Lines about calls without an answer, a second; a flood of them shall not fill a device's disk.
-const LINES_A_SECOND: u32 = 50;
+/// Lines about calls without an answer: a flood of them shall not fill a device's disk.
+static UNANSWERED: LineBudget = LineBudget::new(50);
 
 /// How a call ended.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Outcome<'_> {
             line!(debug, self, method(), code, "call answered");
             return;
         }
-        let Some(silent) = admit(Instant::now()) else { return };
+        let Some(silent) = UNANSWERED.admit(Instant::now()) else { return };
         if silent > 0 {
             tracing::warn!(calls = silent, "calls without an answer that had no line of their own");
         }
@@ -70,33 +70,5 @@ impl Outcome<'_> {
 
     fn caller(&self) -> Option<String> {
         self.peer.and_then(|peer| peer.identity.as_ref()).map(ToString::to_string)
-    }
-}
-
-/// Whether a line may be written now, and how many were not since the last one.
-fn admit(now: Instant) -> Option<u64> {
-    static BUDGET: Mutex<Budget> = Mutex::new(Budget { since: None, lines: 0, silent: 0 });
-    BUDGET.lock().unwrap_or_else(std::sync::PoisonError::into_inner).admit(now)
-}
-
-/// Lines of the running second.
-#[derive(Debug)]
-pub(super) struct Budget {
-    pub(super) since: Option<Instant>,
-    pub(super) lines: u32,
-    pub(super) silent: u64,
-}
-
-impl Budget {
-    pub(super) fn admit(&mut self, now: Instant) -> Option<u64> {
-        if self.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
-            (self.since, self.lines) = (Some(now), 0);
-        }
-        if self.lines == LINES_A_SECOND {
-            self.silent += 1;
-            return None;
-        }
-        self.lines += 1;
-        Some(std::mem::take(&mut self.silent))
     }
 }

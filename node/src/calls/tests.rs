@@ -9,7 +9,6 @@ use opentelemetry_sdk::trace::{SimpleSpanProcessor, SpanData, SpanExporter};
 use tonic::Status;
 use tower::{Layer, Service, service_fn};
 
-use super::log::Budget;
 use super::*;
 
 #[derive(Clone, Debug, Default)]
@@ -61,16 +60,6 @@ fn a_callers_id_is_kept_where_it_can_be_logged_and_replaced_where_not() {
     let (one, two) = (RequestId::of(&HeaderMap::new()).to_string(), RequestId::of(&HeaderMap::new()).to_string());
     assert_ne!(one, two);
     assert!(RequestId::of(&headers(&one)).to_string() == one, "ours can be sent again");
-}
-
-#[test]
-fn a_flood_of_refusals_gets_a_bounded_number_of_lines_and_a_count_of_the_others() {
-    let mut budget = Budget { since: None, lines: 0, silent: 0 };
-    let start = Instant::now();
-    let lines = (0..1000).filter(|_| budget.admit(start).is_some()).count();
-    assert_eq!(lines, 50);
-    assert_eq!(budget.admit(start + Duration::from_secs(1)), Some(950));
-    assert_eq!(budget.admit(start + Duration::from_secs(1)), Some(0));
 }
 
 #[tokio::test]

@@ -79,6 +79,9 @@ pub struct DriftAlarm {
     pub at_ms: u64,
 }
 
+/// Answers of older versions in a row that are taken for late ones: requests that were under way at a swap.
+const LATE_ANSWERS: u32 = 1024;
+
 /// Watches the answers of one model.
 #[derive(Debug)]
 pub struct Detector {
@@ -88,6 +91,7 @@ pub struct Detector {
     inputs: Comparison,
     confidence: Comparison,
     version: u64,
+    late: u32,
     observed: u64,
     alarm: Option<DriftAlarm>,
 }
@@ -108,6 +112,7 @@ impl Detector {
             projections: Vec::new(),
             input_len: 0,
             version: 0,
+            late: 0,
             observed: 0,
             alarm: None,
             options,
@@ -117,6 +122,11 @@ impl Detector {
     /// The alarm that holds: from a change on, until a version comes that may have learnt from it.
     pub fn alarm(&self) -> Option<&DriftAlarm> {
         self.alarm.as_ref()
+    }
+
+    /// The version whose answers are watched; 0: none has answered.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Observations so far.
@@ -131,8 +141,14 @@ impl Detector {
 
     /// Takes one answered input (raw, finite, any length) and how sure its answer was, 0 to 1, by this version of the
     /// model. Gives an alarm once for a change. Another version starts the reference of confidence anew, and after an
-    /// alarm that of the inputs too: what it trained on is what is expected from then on.
+    /// alarm that of the inputs too: what it trained on is what is expected from then on. Late answers of an older version
+    /// are left out.
     pub fn observe(&mut self, version: u64, input: &[f32], confidence: f32, now_ms: u64) -> Option<DriftAlarm> {
+        if version < self.version && self.late < LATE_ANSWERS {
+            self.late += 1;
+            return None;
+        }
+        self.late = 0;
         if version != self.version {
             self.version = version;
             self.confidence = Comparison::new(1);

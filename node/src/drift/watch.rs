@@ -36,6 +36,8 @@ struct Watched {
 pub struct DriftStatus {
     /// The model.
     pub model: String,
+    /// The version whose answers are watched.
+    pub version: u64,
     /// Observations so far.
     pub observed: u64,
     /// Whether the references are full.
@@ -120,6 +122,7 @@ impl DriftWatch {
         let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
         let status = |(model, watched): (&String, &Watched)| DriftStatus {
             model: model.clone(),
+            version: watched.detector.version(),
             observed: watched.detector.observed(),
             ready: watched.detector.is_ready(),
             alarms: watched.alarms,
@@ -160,6 +163,9 @@ mod tests {
         assert!(text.contains("fedge_drift_detected{model=\"m\"} 1\n"), "{text}");
         assert!(status.alarm.unwrap().observation <= 260, "{status:?}");
         watch.observe("m", 2, &[0.0, 0.0], &[3.0, 0.0]);
+        watch.observe("m", 1, &[0.0, 0.0], &[3.0, 0.0]);
+        let [status] = &watch.status()[..] else { panic!() };
+        assert_eq!((status.version, status.alarm), (2, None), "a late answer of version 1 changes nothing");
     }
 
     #[test]

@@ -51,15 +51,18 @@ impl Learner for Edge {
             };
             let current = repository.current(&model);
             let current = current.as_deref();
+            let number = current.map_or(0, |s| s.manifest().number);
             let watched = drift.iter().find(|watched| watched.model == model);
+            // What was seen of the version before says nothing of one that has not been asked yet.
+            let alarm = watched.filter(|watched| watched.version == number).and_then(|watched| watched.alarm);
             models.push(ServedModel {
-                number: current.map_or(0, |s| s.manifest().number),
+                number,
                 digest: current.map(|s| s.manifest().digest),
                 precision: current.map(|s| s.precision().name().to_owned()).unwrap_or_default(),
                 float_reason: current.and_then(|s| s.float_reason()).unwrap_or_default().to_owned(),
                 training_samples: counts.training,
                 held_out_samples: counts.held_out,
-                drift: watched.and_then(|w| w.alarm).map(|alarm| alarm.kind.name()).unwrap_or_default().to_owned(),
+                drift: alarm.map(|alarm| alarm.kind.name()).unwrap_or_default().to_owned(),
                 drift_alarms: watched.map_or(0, |w| w.alarms),
                 model,
             });

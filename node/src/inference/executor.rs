@@ -237,9 +237,14 @@ struct Place<'a>(&'a Shared);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.lock().running -= 1;
-        // A batch that waits to be filled need not wait any longer where nothing runs.
-        self.0.work.notify_one();
+        let mut state = self.0.lock();
+        state.running -= 1;
+        let waiting = state.waiting() > 0;
+        drop(state);
+        // A batch that waits to be filled need not wait any longer where nothing runs. Telling nobody costs a system call too.
+        if waiting {
+            self.0.work.notify_one();
+        }
     }
 }
 

@@ -211,7 +211,7 @@ impl<'a> Driver<'a> {
         let available = drawn.as_ref().unwrap_or_else(|| self.fleet.available());
         let placeholder = TaskState::new(String::new(), self.base.id.clone());
         let state = std::mem::replace(&mut self.state, placeholder);
-        let view = View { now_ms: self.now_ms, available };
+        let view = View { now_ms: self.now_ms, available, drifting: &BTreeMap::new() };
         let was = (state.round, std::mem::discriminant(&state.phase));
         let (next, effects) = step::step(&self.task, state, event, view);
         self.state = next;

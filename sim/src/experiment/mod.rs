@@ -20,7 +20,7 @@ mod work;
 
 use std::sync::atomic::AtomicBool;
 
-use fedge_coordinator::rounds::task::TaskSpec;
+use fedge_coordinator::rounds::task::{RoundStart, TaskSpec};
 use fedge_models::Model;
 
 pub use self::work::Trainer;
@@ -81,6 +81,9 @@ pub enum ExperimentError {
         /// Nodes in all.
         nodes: usize,
     },
+    /// Rounds that nothing would start.
+    #[error("rounds.start = \"drift\", but nothing drifts in a simulation; simulate the task with \"ready\"")]
+    NoDrift,
     /// A machine's number.
     #[error(transparent)]
     Systems(#[from] SystemsError),
@@ -118,6 +121,9 @@ impl Experiment {
         self.systems.check()?;
         if !(1..=MAX_THREADS).contains(&self.threads) {
             return Err(ExperimentError::Threads(self.threads));
+        }
+        if self.task.rounds.start == RoundStart::Drift {
+            return Err(ExperimentError::NoDrift);
         }
         if self.population.trainable() < self.task.rounds.min_nodes {
             return Err(self.too_few_nodes());
