@@ -1,23 +1,20 @@
 //! Convolution of images on the CPU, forward and backward: products of matrices over unfolded windows, depthwise by loops.
 //! Plain numbers in, plain numbers out; how it meets a backend and its tape is in `engine`.
 
-use std::ops::{AddAssign, Range};
+use std::ops::Range;
 
 use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView2, ArrayViewMut2, LinalgScalar};
+use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
+
+use super::number::{Number, sum};
 
 mod depthwise;
 
-use depthwise::{depthwise, depthwise_back};
+use depthwise::{Walk, depthwise, depthwise_back};
 
 /// Fewest columns of one product, where the batch has them: narrow products read the weights too often.
 const COLUMNS: usize = 256;
-
-/// float32, and float64 for checks.
-pub(super) trait Number: LinalgScalar + AddAssign + Send + Sync {}
-impl Number for f32 {}
-impl Number for f64 {}
 
 /// Sizes of one convolution; x is [batch, channels, size], the weight [outputs, channels / groups, kernel], the result
 /// [batch, outputs, out], all row-major.
@@ -37,11 +34,11 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    fn image(&self) -> usize {
+    pub(super) fn image(&self) -> usize {
         self.size[0] * self.size[1]
     }
 
-    fn plane(&self) -> usize {
+    pub(super) fn plane(&self) -> usize {
         self.out[0] * self.out[1]
     }
 
@@ -55,8 +52,9 @@ impl Sizes {
         self.part().0 * self.kernel[0] * self.kernel[1]
     }
 
-    fn is_depthwise(&self) -> bool {
-        self.part() == (1, 1)
+    /// How the planes are walked where each channel has a filter of its own.
+    fn depthwise(&self) -> Option<Walk> {
+        if self.part() == (1, 1) { Walk::of(self) } else { None }
     }
 
     /// Whether the unfolded windows are the image itself.
@@ -76,7 +74,7 @@ impl Sizes {
     }
 
     /// Outputs whose input of this tap lies inside the image.
-    fn inside(&self, axis: usize, tap: usize) -> Range<usize> {
+    pub(super) fn inside(&self, axis: usize, tap: usize) -> Range<usize> {
         let (offset, stride) = (self.offset(axis, tap), self.strides[axis] as isize);
         let last = self.size[axis] as isize - 1 - offset;
         let end = if last < 0 { 0 } else { (last / stride + 1) as usize }.min(self.out[axis]);
@@ -85,12 +83,12 @@ impl Sizes {
     }
 
     /// The input index of an output that is inside.
-    fn input(&self, axis: usize, tap: usize, output: usize) -> usize {
+    pub(super) fn input(&self, axis: usize, tap: usize, output: usize) -> usize {
         ((output * self.strides[axis]) as isize + self.offset(axis, tap)) as usize
     }
 
     /// Each tap of the kernel with its number.
-    fn taps(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+    pub(super) fn taps(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
         let [height, width] = self.kernel;
         (0..height).flat_map(move |row| (0..width).map(move |column| (row * width + column, row, column)))
     }
@@ -99,14 +97,14 @@ impl Sizes {
 /// The convolution, with a bias for each output where given.
 pub(super) fn forward<T: Number>(s: &Sizes, x: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<T> {
     let mut out = vec![T::zero(); s.batch * s.outputs * s.plane()];
-    let together = if s.is_depthwise() { 1 } else { s.together() };
+    let walk = s.depthwise();
+    let together = if walk.is_some() { 1 } else { s.together() };
     out.par_chunks_mut((together * s.outputs * s.plane()).max(1))
         .zip(x.par_chunks((together * s.channels * s.image()).max(1)))
         .for_each_init(Scratch::default, |scratch, (out, x)| {
-            if s.is_depthwise() {
-                depthwise(s, x, weight, out);
-            } else {
-                product(s, x, weight, out, scratch);
+            match &walk {
+                Some(walk) => depthwise(s, walk, x, weight, out),
+                None => product(s, x, weight, out, scratch),
             }
             if let Some(bias) = bias {
                 for (plane, bias) in out.chunks_mut(s.plane()).zip(bias.iter().cycle()) {
@@ -126,7 +124,8 @@ pub(super) fn backward<T: Number>(
     slope: &[T],
     (want_x, want_weight): (bool, bool),
 ) -> (Option<Vec<T>>, Option<Vec<T>>) {
-    let together = if s.is_depthwise() { 1 } else { s.together() };
+    let walk = s.depthwise();
+    let together = if walk.is_some() { 1 } else { s.together() };
     let threads = rayon::current_num_threads().max(1);
     let samples = s.batch.div_ceil(together).div_ceil(threads) * together;
     let (image, plane) = (s.channels * s.image(), s.outputs * s.plane());
@@ -144,10 +143,9 @@ pub(super) fn backward<T: Number>(
             for (x, slope) in x.chunks(together * image).zip(slope.chunks(together * plane)) {
                 let gradient = gradients.next();
                 let sum = want_weight.then_some(&mut sum[..]);
-                if s.is_depthwise() {
-                    depthwise_back(s, x, weight, slope, gradient, sum);
-                } else {
-                    product_back(s, (x, weight, slope), gradient, sum, &mut scratch);
+                match &walk {
+                    Some(walk) => depthwise_back(s, walk, (x, weight, slope), gradient, sum),
+                    None => product_back(s, (x, weight, slope), gradient, sum, &mut scratch),
                 }
             }
             sum
@@ -162,13 +160,13 @@ pub(super) fn backward<T: Number>(
 
 /// The gradient with respect to the bias: each output's sum.
 pub(super) fn bias_gradient<T: Number>(s: &Sizes, slope: &[T]) -> Vec<T> {
-    let mut sums = vec![T::zero(); s.outputs];
+    let mut sums = vec![0.0; s.outputs];
     for sample in slope.chunks(s.outputs * s.plane()) {
-        for (sum, plane) in sums.iter_mut().zip(sample.chunks(s.plane())) {
-            *sum += plane.iter().fold(T::zero(), |sum, value| sum + *value);
+        for (total, plane) in sums.iter_mut().zip(sample.chunks(s.plane())) {
+            *total += sum(plane, plane, |value, _| value);
         }
     }
-    sums
+    sums.into_iter().map(T::of).collect()
 }
 
 /// Memory that a thread keeps between products.

@@ -1,15 +1,20 @@
-//! What the interpreter asks of a backend beyond burn's own operations: a convolution with a backward pass of its own.
-//! The arithmetic is in `convolve`; where it does not apply, burn's convolution does.
+//! What the interpreter asks of a backend beyond burn's own operations: those whose forward and backward pass are our own.
+//! How each meets tensors and the tape is in a file of its own here; the arithmetic is in `convolve`, `normalize`
+//! and `maximum`.
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+mod batch_norm;
+mod clamp;
+mod convolution;
+mod max_pool;
+
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::ops::{ConvOptions, FloatTensorOps};
-use burn::backend::{Backend, DType, Shape, TensorData, TensorMetadata};
+use burn::backend::{Backend, Element, Shape, TensorData};
 
 use super::backend::{Plain, PlainTensor, Taped, Tensor};
-use super::convolve::{self, Sizes};
+use super::convolve::Sizes;
+use super::number::Number;
 
 /// A backend of the interpreter.
 pub(super) trait Engine: Backend {
@@ -20,6 +25,25 @@ pub(super) trait Engine: Backend {
         bias: Option<Tensor<Self>>,
         options: &ConvOptions<2>,
     ) -> Tensor<Self>;
+
+    /// Batch normalization by the batch's own statistics: x [n, c, ...], scale and bias [c].
+    fn normalize(x: Tensor<Self>, scale: Tensor<Self>, bias: Tensor<Self>, epsilon: f64) -> Normalized<Self>;
+
+    /// The maximum of each window over two axes; x is [batch, channels, size], the result [batch, channels, out].
+    fn max_pool(x: Tensor<Self>, sizes: &Sizes) -> Tensor<Self>;
+
+    /// x between two bounds, low <= high. The gradient at a bound is 0, as that of PyTorch's ReLU6 and Hardtanh.
+    fn clamp(x: Tensor<Self>, low: f32, high: f32) -> Tensor<Self>;
+}
+
+/// What batch normalization gives.
+pub(super) struct Normalized<B: Backend> {
+    /// As x.
+    pub output: Tensor<B>,
+    /// The batch's mean, `[c]`; no gradient flows through it.
+    pub mean: Tensor<B>,
+    /// The batch's biased variance, `[c]`; likewise.
+    pub variance: Tensor<B>,
 }
 
 impl Engine for Plain {
@@ -29,7 +53,19 @@ impl Engine for Plain {
         bias: Option<PlainTensor>,
         options: &ConvOptions<2>,
     ) -> PlainTensor {
-        forward(&x.to_contiguous(), &weight.to_contiguous(), bias.map(|bias| bias.to_contiguous()).as_ref(), options)
+        convolution::plain(x, weight, bias, options)
+    }
+
+    fn normalize(x: PlainTensor, scale: PlainTensor, bias: PlainTensor, epsilon: f64) -> Normalized<Plain> {
+        batch_norm::plain(x, scale, bias, epsilon)
+    }
+
+    fn max_pool(x: PlainTensor, sizes: &Sizes) -> PlainTensor {
+        max_pool::plain(x, sizes)
+    }
+
+    fn clamp(x: PlainTensor, low: f32, high: f32) -> PlainTensor {
+        clamp::plain(x, low, high)
     }
 }
 
@@ -40,138 +76,49 @@ impl Engine for Taped {
         bias: Option<Tensor<Taped>>,
         options: &ConvOptions<2>,
     ) -> Tensor<Taped> {
-        let ((x, node_x), (weight, node_weight)) = (x.into_parts(), weight.into_parts());
-        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-        match bias.map(|bias| bias.into_parts()) {
-            None => {
-                let prepared = Plainly.prepare::<NoCheckpointing>([node_x, node_weight]).compute_bound().stateful();
-                let out = forward(&x, &weight, None, options);
-                match prepared {
-                    OpsKind::Tracked(prepared) => prepared.finish((x, weight, options.clone()), out),
-                    OpsKind::UnTracked(prepared) => prepared.finish(out),
-                }
-            }
-            Some((bias, node_bias)) => {
-                let nodes = [node_x, node_weight, node_bias];
-                let prepared = Biased.prepare::<NoCheckpointing>(nodes).compute_bound().stateful();
-                let out = forward(&x, &weight, Some(&bias.to_contiguous()), options);
-                match prepared {
-                    OpsKind::Tracked(prepared) => prepared.finish((x, weight, options.clone()), out),
-                    OpsKind::UnTracked(prepared) => prepared.finish(out),
-                }
-            }
+        convolution::taped(x, weight, bias, options)
+    }
+
+    fn normalize(x: Tensor<Taped>, scale: Tensor<Taped>, bias: Tensor<Taped>, epsilon: f64) -> Normalized<Taped> {
+        batch_norm::taped(x, scale, bias, epsilon)
+    }
+
+    fn max_pool(x: Tensor<Taped>, sizes: &Sizes) -> Tensor<Taped> {
+        max_pool::taped(x, sizes)
+    }
+
+    fn clamp(x: Tensor<Taped>, low: f32, high: f32) -> Tensor<Taped> {
+        clamp::taped(x, low, high)
+    }
+}
+
+/// Passes gradients on to the parents that want one.
+fn register<const N: usize>(gradients: &mut Gradients, found: [(Option<NodeId>, Option<PlainTensor>); N]) {
+    for (node, gradient) in found {
+        if let (Some(node), Some(gradient)) = (node, gradient) {
+            gradients.register::<Plain>(node, gradient);
         }
     }
 }
 
-/// What the backward pass needs of the forward one.
-type State = (PlainTensor, PlainTensor, ConvOptions<2>);
+/// A number that tensors hold.
+trait Stored: Number + Element {
+    /// A contiguous tensor's values; it holds this type.
+    fn values(tensor: &PlainTensor) -> &[Self];
+}
 
-#[derive(Debug)]
-struct Plainly;
-
-#[derive(Debug)]
-struct Biased;
-
-impl Backward<Plain, 2> for Plainly {
-    type State = State;
-
-    fn backward(self, ops: Ops<State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let [node_x, node_weight] = ops.parents;
-        let slope = gradients.consume::<Plain>(&ops.node);
-        let wanted = (node_x.is_some(), node_weight.is_some());
-        let (of_x, of_weight, _) = backward(&ops.state, &slope.to_contiguous(), wanted, false);
-        for (node, gradient) in [(node_x, of_x), (node_weight, of_weight)] {
-            if let (Some(node), Some(gradient)) = (node, gradient) {
-                gradients.register::<Plain>(node.id, gradient);
-            }
-        }
+impl Stored for f32 {
+    fn values(tensor: &PlainTensor) -> &[f32] {
+        tensor.storage()
     }
 }
 
-impl Backward<Plain, 3> for Biased {
-    type State = State;
-
-    fn backward(self, ops: Ops<State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let [node_x, node_weight, node_bias] = ops.parents;
-        let slope = gradients.consume::<Plain>(&ops.node);
-        let wanted = (node_x.is_some(), node_weight.is_some());
-        let (of_x, of_weight, of_bias) = backward(&ops.state, &slope.to_contiguous(), wanted, node_bias.is_some());
-        for (node, gradient) in [(node_x, of_x), (node_weight, of_weight), (node_bias, of_bias)] {
-            if let (Some(node), Some(gradient)) = (node, gradient) {
-                gradients.register::<Plain>(node.id, gradient);
-            }
-        }
+impl Stored for f64 {
+    fn values(tensor: &PlainTensor) -> &[f64] {
+        tensor.storage()
     }
 }
 
-fn sizes(x: &PlainTensor, weight: &PlainTensor, options: &ConvOptions<2>) -> Option<Sizes> {
-    let (&[batch, channels, height, width], &[outputs, _, rows, columns]) = (&x.shape()[..], &weight.shape()[..])
-    else {
-        return None;
-    };
-    let (size, kernel) = ([height, width], [rows, columns]);
-    let pads = options.padding;
-    let out = [0, 1].map(|axis| {
-        let extent = options.dilation[axis] * (kernel[axis] - 1) + 1;
-        (size[axis] + pads[axis].0 + pads[axis].1).saturating_sub(extent) / options.stride[axis] + 1
-    });
-    Some(Sizes {
-        batch,
-        channels,
-        size,
-        outputs,
-        groups: options.groups,
-        kernel,
-        strides: options.stride,
-        dilations: options.dilation,
-        pads: [pads[0].0, pads[1].0],
-        out,
-    })
-}
-
-fn forward(x: &PlainTensor, weight: &PlainTensor, bias: Option<&PlainTensor>, options: &ConvOptions<2>) -> PlainTensor {
-    let Some(s) = sizes(x, weight, options) else {
-        return <Plain as burn::backend::ops::ModuleOps<Plain>>::conv2d(
-            x.clone(),
-            weight.clone(),
-            bias.cloned(),
-            options.clone(),
-        );
-    };
-    let shape = vec![s.batch, s.outputs, s.out[0], s.out[1]];
-    if x.dtype() == DType::F64 {
-        let bias = bias.map(|bias| bias.storage::<f64>());
-        return from(convolve::forward(&s, x.storage::<f64>(), weight.storage::<f64>(), bias), shape);
-    }
-    let bias = bias.map(|bias| bias.storage::<f32>());
-    from(convolve::forward(&s, x.storage::<f32>(), weight.storage::<f32>(), bias), shape)
-}
-
-type Three = (Option<PlainTensor>, Option<PlainTensor>, Option<PlainTensor>);
-
-fn backward((x, weight, options): &State, slope: &PlainTensor, wanted: (bool, bool), want_bias: bool) -> Three {
-    fn of<T: convolve::Number + burn::backend::Element>(
-        s: &Sizes,
-        (x, weight, slope): (&[T], &[T], &[T]),
-        shapes: [Vec<usize>; 2],
-        wanted: (bool, bool),
-        want_bias: bool,
-    ) -> Three {
-        let (of_x, of_weight) = convolve::backward(s, x, weight, slope, wanted);
-        let [shape_x, shape_weight] = shapes;
-        let of_bias = want_bias.then(|| from(convolve::bias_gradient(s, slope), vec![s.outputs]));
-        (of_x.map(|values| from(values, shape_x)), of_weight.map(|values| from(values, shape_weight)), of_bias)
-    }
-    let Some(s) = sizes(x, weight, options) else { return (None, None, None) };
-    let shapes = [x.shape().to_vec(), weight.shape().to_vec()];
-    if x.dtype() == DType::F64 {
-        let values = (x.storage::<f64>(), weight.storage::<f64>(), slope.storage::<f64>());
-        return of(&s, values, shapes, wanted, want_bias);
-    }
-    of(&s, (x.storage::<f32>(), weight.storage::<f32>(), slope.storage::<f32>()), shapes, wanted, want_bias)
-}
-
-fn from<T: burn::backend::Element>(values: Vec<T>, shape: Vec<usize>) -> PlainTensor {
+fn from<T: Element>(values: Vec<T>, shape: Vec<usize>) -> PlainTensor {
     Plain::float_from_data(TensorData::new(values, Shape::from(shape)), &Default::default())
 }

@@ -110,7 +110,7 @@ pub(super) fn hard_swish<B: Engine>(node: &Node<'_>) -> Made<B> {
 
 fn hard_gate<B: Engine>(x: Tensor<B>, alpha: Scalar, beta: Scalar) -> Tensor<B> {
     let line = B::float_add_scalar(B::float_mul_scalar(x, alpha), beta);
-    B::float_clamp(line, Scalar::Float(0.0), Scalar::Float(1.0))
+    B::clamp(line, 0.0, 1.0)
 }
 
 /// x above 0, slope · x below, where the slope is learned (He et al. 2015).

@@ -89,8 +89,8 @@ pub(super) fn clip<B: Engine>(node: &Node<'_>) -> Made<B> {
     let min = bound(node, 1, "min", f32::MIN)?;
     let max = bound(node, 2, "max", f32::MAX)?;
     // The upper bound is applied last, so it wins.
-    let (min, max) = (scalar(min.min(max)), scalar(max));
-    Ok(Built::unary(x, x.shape.clone(), move |x| B::float_clamp(x, min, max)))
+    let min = min.min(max);
+    Ok(Built::unary(x, x.shape.clone(), move |x| B::clamp(x, min, max)))
 }
 
 /// A bound of Clip: an input since operator set 11, an attribute before.

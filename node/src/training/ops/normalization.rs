@@ -53,7 +53,7 @@ impl BatchNorm {
         let Some(update) = &self.update else {
             return B::batch_norm(x, scale, bias, mean, variance, self.epsilon);
         };
-        let result = B::batch_norm_train(x, scale, bias, self.epsilon);
+        let result = B::normalize(x, scale, bias, self.epsilon);
         statistics.push(BatchStatistics {
             mean_parameter: update.mean,
             variance_parameter: update.variance,

@@ -6,6 +6,7 @@ use burn::backend::{Shape, TensorData, TensorMetadata};
 
 use super::super::TrainingError;
 use super::super::backend::Tensor;
+use super::super::convolve::Sizes;
 use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::TensorRef;
@@ -15,12 +16,21 @@ use super::{Built, elements, reshape};
 pub(super) fn max_pool<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
     node.expect_attributes(&[&Window::ATTRIBUTES[..], &["storage_order"]].concat())?;
     let Pool { x, shape, image, pooled, kernel, strides, dilations, pads, .. } = pool(node)?;
+    let ([batch, channels, height, width], [_, _, rows, columns]) = (image, pooled);
+    let sizes = Sizes {
+        batch,
+        channels,
+        size: [height, width],
+        outputs: channels,
+        groups: channels,
+        kernel,
+        strides,
+        dilations,
+        pads: pads.map(|(begin, _)| begin),
+        out: [rows, columns],
+    };
     let target = shape.clone();
-    Ok(Built::unary(x, shape, move |x| {
-        // Below every finite number, so that padding is no maximum.
-        let x = padded::<B>(reshape::<B>(x, &image), pads, f32::MIN);
-        reshape::<B>(cut::<B>(B::max_pool2d(x, kernel, strides, [0, 0], dilations, false), &pooled), &target)
-    }))
+    Ok(Built::unary(x, shape, move |x| reshape::<B>(B::max_pool(reshape::<B>(x, &image), &sizes), &target)))
 }
 
 pub(super) fn average_pool<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
