@@ -3,7 +3,7 @@
     python tests/bench/pytorch.py --fedge target/release/fedge [--only mlp,cnn] [--threads 1] [--rounds 3] [--json]
 
 Each side runs in a process of its own. A step's time is the difference of two runs of different length, so that starting, loading and
-compiling count for neither side; the best of the rounds is taken. Memory is the process's peak (ru_maxrss).
+compiling count for neither side; the best of the rounds is taken. Memory is the process's peak (VmHWM, looked at every 5 ms: Linux).
 Needs torch, torchvision, onnx and numpy.
 """
 
@@ -90,11 +90,16 @@ def torch_steps(name, steps, threads):
 def measured(command):
     """Standard output and peak memory in MB of a command that must succeed."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        sys.exit(f"{command}: status {status}")
-    return output, usage.ru_maxrss / 1000
+    peak = 0
+    while process.poll() is None:
+        # Not ru_maxrss: it begins with the memory of whoever started the process.
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+        peak = max([peak, *map(int, found)])
+        time.sleep(0.005)
+    if process.returncode != 0:
+        sys.exit(f"{command}: status {process.returncode}")
+    return process.stdout.read(), peak * 1024 / 1e6
 
 
 def fedge_seconds(fedge, folder, name, steps, threads):
@@ -117,7 +122,6 @@ def torch_seconds(name, steps, threads):
 
 
 def compare(fedge, folder, name, threads, rounds):
-    # In a process of its own too: a child's peak begins with the memory of whoever started it.
     subprocess.run([sys.executable, __file__, "--export", f"{name},{folder / name}.onnx"], check=True, capture_output=True)
     _, batch, short, long = MODELS[name]
     sides = {
@@ -127,7 +131,8 @@ def compare(fedge, folder, name, threads, rounds):
     times, peaks = {side: [] for side in sides}, {side: 0.0 for side in sides}
     for _ in range(rounds):
         for side, run in sides.items():
-            (first, _), (last, peak) = run(short), run(long)
+            # The short run's peak: of the long one the samples are most.
+            (first, peak), (last, _) = run(short), run(long)
             times[side].append((last - first) / (long - short))
             peaks[side] = max(peaks[side], peak)
     best = {side: 1000 * min(found) for side, found in times.items()}
