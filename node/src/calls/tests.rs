@@ -1,6 +1,5 @@
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use http::{Request, Response, StatusCode};
 use opentelemetry::trace::{SpanId, Status as SpanStatus, TraceId};

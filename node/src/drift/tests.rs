@@ -127,12 +127,16 @@ fn values_at_the_ends_of_float32_and_a_confidence_that_is_none_are_observations_
 #[test]
 fn late_answers_of_the_version_before_change_nothing_but_a_lasting_return_to_it_does() {
     let mut detector = Detector::new(DriftOptions { reference: 100, window: 50, ..DriftOptions::default() });
-    (0..200).for_each(|i| drop(detector.observe(1, &[(i % 17) as f32], 0.9, 0)));
-    (0..200).for_each(|i| drop(detector.observe(1, &[(i % 17) as f32 + 100.0], 0.9, 0)));
+    for i in 0..400 {
+        let shift = if i < 200 { 0.0 } else { 100.0 };
+        detector.observe(1, &[(i % 17) as f32 + shift], 0.9, 0);
+    }
     assert_eq!((detector.version(), detector.alarm().is_some()), (1, true));
     detector.observe(2, &[100.0], 0.9, 0);
     let observed = detector.observed();
-    (0..LATE_ANSWERS).for_each(|_| drop(detector.observe(1, &[100.0], 0.9, 0)));
+    for _ in 0..LATE_ANSWERS {
+        detector.observe(1, &[100.0], 0.9, 0);
+    }
     assert_eq!((detector.version(), detector.alarm(), detector.observed()), (2, None, observed));
     detector.observe(1, &[100.0], 0.9, 0);
     assert_eq!(detector.version(), 1, "the fleet went back to it");

@@ -53,7 +53,7 @@ mod tests {
         for len in [0, 1, 15, 16, 17, 1023, 1024, 1025, 5000] {
             let a: Vec<f32> = (0..len).map(|i| (i % 7) as f32).collect();
             let b: Vec<f32> = (0..len).map(|i| (i % 5) as f32).collect();
-            let expected: f64 = (0..len).map(|i| ((i % 7) * (i % 5)) as f64).sum();
+            let expected: f64 = (0..len).map(|i| f64::from((i % 7) * (i % 5))).sum();
             assert_eq!(sum(&a, &b, |a, b| a * b), expected, "{len}");
         }
     }
