@@ -17,11 +17,12 @@ pub fn describe(spec: &TaskSpec, state: &TaskState, now_ms: u64) -> String {
             format!("paused after {round}: `fedge task resume {}` goes on", state.task_id)
         }
         Phase::Waiting { .. } if spec.rounds.start == RoundStart::Drift && state.rounds_asked == 0 => format!(
-            "round {} of {} waits for drift: it begins when {} of the nodes report that what version {} is asked has changed",
+            "round {} of {} waits for drift: it begins when {} of the nodes report that what version {} is asked has changed, and {} are available",
             state.round + 1,
             spec.rounds.count,
             spec.rounds.drift_nodes,
-            state.base.number
+            state.base.number,
+            spec.rounds.min_nodes
         ),
         Phase::Waiting { .. } => format!(
             "round {} of {} waits for nodes with training samples for {:?}: it takes {}",

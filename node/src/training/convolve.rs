@@ -1,4 +1,5 @@
-//! Convolution of images on the CPU, forward and backward: products of matrices over unfolded windows, depthwise by loops.
+//! Convolution of images on the CPU, forward and backward: products of matrices over unfolded windows; depthwise
+//! over padded planes, where padding does not outweigh them.
 //! Plain numbers in, plain numbers out; how it meets a backend and its tape is in `engine`.
 
 use std::ops::Range;

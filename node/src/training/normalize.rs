@@ -1,4 +1,4 @@
-//! Batch normalization on the CPU (Ioffe and Szegedy 2015), forward and backward, two passes over memory each.
+//! Batch normalization on the CPU (Ioffe and Szegedy 2015), forward and backward, in a few passes over memory.
 //! Plain numbers in, plain numbers out; how it meets a backend and its tape is in `engine`.
 
 use rayon::prelude::*;
@@ -77,9 +77,9 @@ pub(super) fn backward<T: Number>(
         let channel = index % s.channels;
         let (slopes, products) = sums[channel];
         let (mean, inverse) = (mean[channel], inverse(variance[channel], epsilon));
-        let squared: f64 = (inverse * inverse).into();
+        let precise: f64 = inverse.into();
         let (factor, shift) = (scale[channel] * inverse, T::of(slopes / s.count()));
-        let along = T::of(products / s.count() * squared);
+        let along = T::of(products / s.count() * precise * precise);
         for (of_x, (x, slope)) in of_x.iter_mut().zip(x.iter().zip(slope)) {
             *of_x = factor * (*slope - shift - (*x - mean) * along);
         }

@@ -2,7 +2,10 @@
 //! filter is the same long run of numbers, begun elsewhere. Everything else is a product of matrices, in `convolve`.
 
 use super::super::number::{LANES, Number, sum};
-use super::Sizes;
+use super::{Sizes, add};
+
+/// A padded plane of so many values is small, whatever it surrounds.
+const SMALL: usize = 4096;
 
 /// How one padded plane is walked: in one run over all its rows where the strides are 1, else in a run a row of outputs.
 pub(super) struct Walk {
@@ -20,14 +23,14 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// `None` where the padding is much larger than what it surrounds.
+    /// `None` where the padding is larger than what it surrounds: its copies would take more memory than the model's values.
     pub(super) fn of(s: &Sizes) -> Option<Walk> {
         let [height, width] = [0, 1].map(|axis| {
             let used = (s.out[axis].saturating_sub(1)) * s.strides[axis] + (s.kernel[axis] - 1) * s.dilations[axis] + 1;
             used.max(s.pads[axis] + s.size[axis])
         });
         let plane = height.checked_mul(width)?;
-        if s.plane() == 0 || plane > 16 * (s.image() + s.plane() + s.kernel[0] * s.kernel[1]) {
+        if s.plane() == 0 || plane > 2 * (s.image() + s.plane()) + SMALL {
             return None;
         }
         let taps = s.taps().map(|(_, row, column)| row * s.dilations[0] * width + column * s.dilations[1]).collect();
@@ -101,7 +104,7 @@ pub(super) fn depthwise_back<T: Number>(
             walk.pad(s, &x[image.clone()], &mut padded);
         }
         of_padded.clear();
-        of_padded.resize(walk.plane, T::zero());
+        of_padded.resize(if gradient.is_some() { walk.plane } else { 0 }, T::zero());
         for (start, slopes) in walk.starts.iter().zip(plane.chunks(walk.rows * s.out[1])) {
             for (slope, place) in slopes.iter().zip(walk.places(s.out[1])) {
                 run[reach + place] = *slope;
@@ -112,7 +115,12 @@ pub(super) fn depthwise_back<T: Number>(
                     *sum_of += T::of(sum(slopes, &padded[start + tap..][..walk.len], |slope, x| slope * x));
                 }
             }
-            if gradient.is_some() {
+            if gradient.is_some() && walk.len < reach {
+                // Of a long run around a short one most would be zeros.
+                for (tap, weight) in walk.taps.iter().zip(&weight[weights.clone()]) {
+                    add(&mut of_padded[start + tap..], 1, &run[reach..reach + walk.len], *weight);
+                }
+            } else if gradient.is_some() {
                 correlate(&mut of_padded[*start..][..walk.len + reach], &run, &turned, &weight[weights.clone()]);
             }
         }

@@ -114,13 +114,24 @@ pub(super) fn convolutions(check: &mut dyn FnMut(&str, &Model)) {
     };
     check("Conv", &conv(3, 1).node("Conv", "z k b", "y").flat("y"));
     check("Conv without bias", &conv(2, 1).node("Conv", "z k", "y").flat("y"));
-    let cases: [(&str, i64, Attributes); 7] = [
+    let cases: [(&str, i64, Attributes); 10] = [
         ("strides", 1, &[("strides", Ints(&[2, 3]))]),
         ("dilations", 1, &[("dilations", Ints(&[2, 3]))]),
         ("pads", 1, &[("pads", Ints(&[1, 1, 1, 1]))]),
         ("uneven pads", 1, &[("pads", Ints(&[0, 1, 2, 0])), ("strides", Ints(&[2, 1]))]),
         ("groups", 2, &[("group", Int(2)), ("pads", Ints(&[1, 0, 1, 0]))]),
         ("depthwise", 4, &[("group", Int(4)), ("strides", Ints(&[2, 2]))]),
+        ("depthwise, pads", 4, &[("group", Int(4)), ("pads", Ints(&[1, 1, 1, 1]))]),
+        (
+            "depthwise, uneven pads",
+            4,
+            &[("group", Int(4)), ("pads", Ints(&[0, 1, 2, 0])), ("dilations", Ints(&[2, 1]))],
+        ),
+        (
+            "depthwise, strides and pads",
+            4,
+            &[("group", Int(4)), ("pads", Ints(&[2, 1, 1, 2])), ("strides", Ints(&[1, 3]))],
+        ),
         ("groups, uneven pads", 2, &[("group", Int(2)), ("pads", Ints(&[1, 0, 0, 1])), ("dilations", Ints(&[1, 2]))]),
     ];
     for (case, groups, attributes) in cases {
