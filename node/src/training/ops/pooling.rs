@@ -54,7 +54,7 @@ pub(super) fn average_pool<B: Engine>(node: &Node<'_>) -> Result<Built<B>, Train
     let whole = factors.iter().all(|factor| *factor == 1.0);
     let target = shape.clone();
     Ok(Built::unary(x, shape, move |x| {
-        let x = padded::<B>(reshape::<B>(x, &image), pads, 0.0);
+        let x = padded::<B>(reshape::<B>(x, &image), pads);
         let mean = cut::<B>(B::avg_pool2d(x, kernel, strides, [0, 0], true, false), &pooled);
         let mean = if whole { mean } else { scaled::<B>(mean, &factors, [height, width]) };
         reshape::<B>(mean, &target)
@@ -68,11 +68,12 @@ fn scaled<B: Engine>(x: Tensor<B>, factors: &[f64], [height, width]: [usize; 2])
     B::float_mul(x, B::float_from_data(data, &B::Device::default()))
 }
 
-fn padded<B: Engine>(x: Tensor<B>, [rows, columns]: [(usize, usize); 2], value: f32) -> Tensor<B> {
+/// With zeros around.
+fn padded<B: Engine>(x: Tensor<B>, [rows, columns]: [(usize, usize); 2]) -> Tensor<B> {
     if [rows, columns] == [(0, 0); 2] {
         return x;
     }
-    B::float_pad(x, &[(0, 0), (0, 0), rows, columns], PadMode::Constant(value))
+    B::float_pad(x, &[(0, 0), (0, 0), rows, columns], PadMode::Constant(0.0))
 }
 
 /// Padding that is longer than the last window needs may add a place.
