@@ -68,8 +68,12 @@ impl ListNodes {
         let mut table =
             output::table(&["node", "state", "heard of", "model", "version", "precision", "samples"], &[4, 6]);
         for node in nodes {
-            let state = if node.available { "available" } else { "lost" };
-            let head = [node.id.clone(), state.to_owned(), output::ago(node.last_seen_ms)];
+            let state = match (node.available, node.resting.as_str()) {
+                (false, _) => "lost".to_owned(),
+                (true, "") => "available".to_owned(),
+                (true, reason) => format!("resting: {reason}"),
+            };
+            let head = [node.id.clone(), state, output::ago(node.last_seen_ms)];
             if node.serving.is_empty() {
                 table.add_row(head.clone().into_iter().chain(["–", "–", "–", "–"].map(str::to_owned)));
             }
@@ -94,7 +98,7 @@ fn node_json(node: &Node) -> serde_json::Value {
     });
     serde_json::json!({
         "node": node.id, "available": node.available, "last_seen_ms": node.last_seen_ms, "software": node.software,
-        "inference_address": node.inference_address, "serving": serving.collect::<Vec<_>>(),
+        "inference_address": node.inference_address, "resting": node.resting, "serving": serving.collect::<Vec<_>>(),
     })
 }
 

@@ -239,6 +239,9 @@ impl Status {
             (false, None) => println!("coordinator  connecting"),
         }
         println!("work         {}", status.work);
+        if !status.resting.is_empty() {
+            println!("training     rests: {}", status.resting);
+        }
         for problem in &status.data_problems {
             println!("data         {problem}");
         }

@@ -75,6 +75,12 @@ pub enum ModelError {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// A selection of parameters does not fit the model.
+    #[error("what is to be trained {problem}")]
+    Selection {
+        /// What it names, and what there is.
+        problem: String,
+    },
     /// Weights do not fit the model.
     #[error("weights {problem}")]
     Weights {

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::{Digest, ModelError};
 
 mod classify;
+mod selection;
 
 pub(crate) use classify::classify;
+pub use selection::{Exchange, Selection};
 
 /// What training may do to a float initializer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

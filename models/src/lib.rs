@@ -21,7 +21,7 @@ mod testing;
 
 pub use digest::{Digest, HashingWriter, ParseDigestError};
 pub use error::ModelError;
-pub use layout::{Layout, ParameterClass, ParameterSpec};
+pub use layout::{Exchange, Layout, ParameterClass, ParameterSpec, Selection};
 pub use model::{ElementType, Interface, Model, PIECE_VALUES, Place, Places, TensorSignature};
 pub use operators::UnsupportedOperator;
 pub use package::{Manifest, Package, WriteBehind, Written};

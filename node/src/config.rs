@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::drift::DriftOptions;
+use crate::federation::budget::Budget;
 use crate::inference::library::Settings;
 use crate::samples::Replay;
 use crate::samples::file::BadRows;
@@ -111,6 +112,14 @@ pub struct Training {
     pub threads: usize,
     /// Samples that earlier trainings saw, for each new one; negative: all that the store holds.
     pub replay: f64,
+    /// Share of the time in which training computes, 0.01..=1.
+    pub share: f64,
+    /// When it may run, `HH:MM-HH:MM` of the device's own time; empty: always.
+    pub hours: String,
+    /// Only while the device does not run on its battery.
+    pub mains_power: bool,
+    /// Loss on the held-out samples that a trained model may have, in multiples of its base's; 0: any.
+    pub worst_loss: f32,
 }
 
 impl Training {
@@ -118,11 +127,25 @@ impl Training {
     pub fn replay(&self) -> Replay {
         if self.replay < 0.0 { Replay::All } else { Replay::Ratio(self.replay) }
     }
+
+    /// When training runs, and how hard.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] where the hours are none.
+    pub fn budget(&self) -> Result<Budget, ConfigError> {
+        let hours = (!self.hours.is_empty()).then(|| self.hours.parse()).transpose();
+        let hours = hours.map_err(|problem: &str| ConfigError::Value {
+            key: "training.hours",
+            value: format!("{:?}", self.hours),
+            problem: problem.to_owned(),
+        })?;
+        Ok(Budget { share: self.share, hours, mains_power: self.mains_power })
+    }
 }
 
 impl Default for Training {
     fn default() -> Self {
-        Training { threads: 1, replay: -1.0 }
+        Training { threads: 1, replay: -1.0, share: 1.0, hours: String::new(), mains_power: false, worst_loss: 3.0 }
     }
 }
 
@@ -285,6 +308,14 @@ impl Config {
                 "a number up to 1000000; negative: the whole store",
             );
         }
+        self.training.budget()?;
+        if !(0.01..=1.0).contains(&self.training.share) {
+            return refuse("training.share", &self.training.share, "0.01 to 1");
+        }
+        let worst = self.training.worst_loss;
+        if !(worst == 0.0 || (1.0..=1e6).contains(&worst)) {
+            return refuse("training.worst_loss", &worst, "0 (any), or 1 to 1000000");
+        }
         if samples.max_samples == 0 {
             return refuse("samples.max_samples", &samples.max_samples, "at least 1");
         }
@@ -376,6 +407,13 @@ impl Config {
              # Samples that earlier trainings saw, replayed to a training for each new one (0: new ones alone); negative: all\n\
              # that the store holds.\n\
              replay = {:?}\n\
+             # When training may run: a share of the time (it sleeps in between), hours of the device's own day such as\n\
+             # \"22:00-06:00\" (empty: any), and whether only while it is not on its battery. A node that rests is not selected.\n\
+             share = {:?}\n\
+             hours = {:?}\n\
+             mains_power = {}\n\
+             # A trained model whose loss on the held-out samples is more than this many times its base's is not sent; 0: any.\n\
+             worst_loss = {:?}\n\
              \n\
              # A store that is full is a class-balanced reservoir: the class with the most samples gives one up.\n\
              [samples]\n\
@@ -415,6 +453,10 @@ impl Config {
             d.telemetry.trace_ratio,
             d.training.threads,
             d.training.replay,
+            d.training.share,
+            d.training.hours,
+            d.training.mains_power,
+            d.training.worst_loss,
             d.samples.max_samples,
             d.samples.max_bytes,
             d.samples.max_pending,
@@ -463,6 +505,9 @@ mod tests {
             ("[model.digits]\nlabels = [\"0\"]", "[model.digits] labels"),
             ("[model.digits]\nmax_batch_size = 0", "max_batch_size"),
             ("[training]\nreplay = nan", "training.replay"),
+            ("[training]\nshare = 0.0", "training.share"),
+            ("[training]\nhours = \"at night\"", "training.hours"),
+            ("[training]\nworst_loss = 0.5", "training.worst_loss"),
             ("[drift]\nwindow = 1", "drift.window"),
             ("[drift]\nlevel = 0.5", "drift.level"),
             ("[samples]\nmax_samples = 0", "samples.max_samples"),

@@ -17,7 +17,7 @@ use crate::doors::{Addresses, Doors};
 use crate::drift::DriftWatch;
 use crate::federation::download::{DownloadError, Downloads};
 use crate::federation::driver;
-use crate::federation::edge::Edge;
+use crate::federation::edge::{Edge, EdgeOptions};
 use crate::federation::memory::Memory;
 use crate::federation::outbox::Outbox;
 use crate::federation::record::RecordError;
@@ -146,8 +146,11 @@ pub async fn run(
     let shelf = Shelf::new(folder.join("models"), downloads.clone(), KEPT_VERSIONS);
     let versions = Arc::new(Versions::new(shelf, repository.clone(), samples.clone(), config.data.clone()));
     let drift = config.drift.options().map(DriftWatch::new);
+    let training = &config.training;
+    let options =
+        EdgeOptions { replay: training.replay(), budget: training.budget()?, worst_loss: training.worst_loss };
     let workshop = Workshop {
-        learner: Arc::new(Edge::new(versions.clone(), samples.clone(), config.training.replay(), drift.clone())),
+        learner: Arc::new(Edge::new(versions.clone(), samples.clone(), drift.clone(), options)),
         outbox: Outbox::open(folder.join("outbox"))?,
         memory: Memory::open(folder.join("memory"))?,
         downloads,
@@ -173,6 +176,7 @@ pub async fn run(
         connected: false,
         last_error: None,
         work: "idle".into(),
+        resting: String::new(),
         serving: Vec::new(),
         data_problems: Vec::new(),
     };

@@ -26,6 +26,9 @@ pub struct NodeStatus {
     pub last_error: Option<String>,
     /// What it does for the federation, in words.
     pub work: String,
+    /// Why it does not train now; empty: it would.
+    #[serde(default)]
+    pub resting: String,
     /// What it serves.
     pub serving: Vec<ServedModel>,
     /// What is wrong with its data files.

@@ -58,7 +58,7 @@ impl FixedVector {
 impl Learner for FixedVector {
     async fn holdings(&self) -> Holdings {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        Holdings { models: held.values().cloned().collect(), data_problems: Vec::new() }
+        Holdings { models: held.values().cloned().collect(), ..Holdings::default() }
     }
 
     async fn serve(&self, client: &Client, version: &Version, _: f64) -> Result<(), String> {

@@ -109,6 +109,7 @@ fn node(folder: &Path, arguments: &Arguments, layouts: &Arc<Layouts>) -> anyhow:
         connected: false,
         last_error: None,
         work: "idle".into(),
+        resting: String::new(),
         serving: Vec::new(),
         data_problems: Vec::new(),
     };

@@ -143,7 +143,7 @@ impl Node {
             precision: "float".into(),
             ..ServingStatus::default()
         };
-        self.client.heartbeat(HeartbeatRequest { serving: vec![serving] }).await.unwrap();
+        self.client.heartbeat(HeartbeatRequest { serving: vec![serving], resting: String::new() }).await.unwrap();
     }
 
     /// The next assignment to train.

@@ -88,7 +88,7 @@ impl Operators for OperatorsService {
     async fn create_task(&self, request: Request<CreateTaskRequest>) -> Result<Response<Task>, Status> {
         let created = self.rounds.create_task(request.into_inner().specification).await;
         let id = created.map_err(|error| match &error {
-            CreateError::Task(_) => Status::invalid_argument(error.to_string()),
+            CreateError::Task(_) | CreateError::Untrained { .. } => Status::invalid_argument(error.to_string()),
             CreateError::UnknownModel(_) => Status::not_found(error.to_string()),
             CreateError::Busy { .. } => Status::failed_precondition(error.to_string()),
             CreateError::Store(_) => Status::unavailable(error.to_string()),
@@ -148,6 +148,7 @@ impl Operators for OperatorsService {
             last_seen_ms: entry.last_seen_ms,
             software: entry.software,
             inference_address: entry.inference_address,
+            resting: entry.resting,
             serving: entry
                 .serving
                 .into_iter()

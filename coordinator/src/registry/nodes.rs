@@ -40,6 +40,8 @@ pub struct NodeEntry {
     pub inference_address: String,
     /// What it serves.
     pub serving: Vec<NodeServing>,
+    /// Why it does not train now; empty: it would.
+    pub resting: String,
 }
 
 /// Nodes that said hello to this process.
@@ -72,13 +74,15 @@ impl NodeRegistry {
     /// A node opened a session.
     pub fn hello(&self, node: &str, software: &str, inference_address: &str) {
         let mut nodes = self.lock();
-        let serving = nodes.remove(node).map(|n| n.serving).unwrap_or_default();
+        let before = nodes.remove(node);
+        let (serving, resting) = before.map(|n| (n.serving, n.resting)).unwrap_or_default();
         let entry = NodeEntry {
             last_seen: Instant::now(),
             last_seen_ms: wall_clock_ms(),
             software: software.to_owned(),
             inference_address: inference_address.to_owned(),
             serving,
+            resting,
         };
         nodes.insert(node.to_owned(), entry);
     }
@@ -88,18 +92,18 @@ impl NodeRegistry {
         self.update(node, |_| {})
     }
 
-    /// A node told what it serves. False: it has to say hello first.
-    pub fn heartbeat(&self, node: &str, serving: Vec<NodeServing>) -> bool {
-        self.update(node, |entry| entry.serving = serving)
+    /// A node told what it serves, and why it rests, if it does. False: it has to say hello first.
+    pub fn heartbeat(&self, node: &str, serving: Vec<NodeServing>, resting: String) -> bool {
+        self.update(node, |entry| (entry.serving, entry.resting) = (serving, resting))
     }
 
-    /// Nodes that are alive and have training samples for this lineage.
+    /// Nodes that are alive, do not rest and have training samples for this lineage.
     pub fn available(&self, model: &str) -> BTreeSet<String> {
         let now = Instant::now();
         let mut available: BTreeSet<String> = self
             .lock()
             .iter()
-            .filter(|(_, n)| self.alive(n, now))
+            .filter(|(_, n)| self.alive(n, now) && n.resting.is_empty())
             .filter(|(_, n)| n.serving.iter().any(|s| s.model == model && s.training_samples > 0))
             .map(|(id, _)| id.clone())
             .collect();
@@ -167,17 +171,17 @@ mod tests {
     #[test]
     fn only_living_nodes_with_samples_for_the_model_are_available() {
         let registry = NodeRegistry::new(Duration::from_secs(60));
-        assert!(!registry.heartbeat("a", serving(5)), "no hello yet");
+        assert!(!registry.heartbeat("a", serving(5), String::new()), "no hello yet");
         for node in ["a", "b"] {
             registry.hello(node, "fedge", "");
         }
-        assert!(registry.heartbeat("a", serving(5)));
-        assert!(registry.heartbeat("b", serving(0)));
+        assert!(registry.heartbeat("a", serving(5), String::new()));
+        assert!(registry.heartbeat("b", serving(0), String::new()));
         assert_eq!(registry.available("digits"), BTreeSet::from(["a".to_owned()]));
         assert_eq!(registry.available("other"), BTreeSet::new());
         let dead = NodeRegistry::new(Duration::ZERO);
         dead.hello("a", "fedge", "");
-        dead.heartbeat("a", serving(5));
+        dead.heartbeat("a", serving(5), String::new());
         assert_eq!(dead.available("digits"), BTreeSet::new());
     }
 
@@ -187,7 +191,7 @@ mod tests {
         for (node, drift) in [("a", "input"), ("b", "")] {
             registry.hello(node, "fedge", "");
             let serving = serving(5).into_iter().map(|s| NodeServing { number: 4, drift: drift.to_owned(), ..s });
-            registry.heartbeat(node, serving.collect());
+            registry.heartbeat(node, serving.collect(), String::new());
         }
         assert_eq!(registry.drifting("digits"), BTreeMap::from([("a".to_owned(), 4)]));
         assert_eq!(registry.drifting("other"), BTreeMap::new());
@@ -208,7 +212,7 @@ mod tests {
     fn a_new_hello_keeps_what_the_node_told_before() {
         let registry = NodeRegistry::new(Duration::from_secs(60));
         registry.hello("a", "fedge 1", "");
-        registry.heartbeat("a", serving(5));
+        registry.heartbeat("a", serving(5), String::new());
         registry.hello("a", "fedge 2", "host:8001");
         let (_, entry, alive) = registry.list().remove(0);
         assert!(alive);

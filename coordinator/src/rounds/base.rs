@@ -4,18 +4,29 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fedge_models::{Manifest, ModelError, Places};
+use fedge_models::{Exchange, Manifest, ModelError, Places};
 
 use crate::aggregate::AggregationError;
 use crate::aggregate::fixed_point::{LargestAbs, Scales};
 use crate::store::{Store, StoreError};
+
+/// Why a version is no base for a task.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// It can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the task trains is not there.
+    #[error("{0}")]
+    Exchange(String),
+}
 
 /// A version on disk. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Base {
     /// What the version says of itself.
     pub manifest: Arc<Manifest>,
-    /// Where its exchanged values lie.
+    /// Where the values lie that travel in the task.
     pub places: Places,
     /// The round's integer scales.
     pub scales: Arc<Scales>,
@@ -24,14 +35,14 @@ pub struct Base {
 }
 
 impl Base {
-    /// Reads and checks a stored version. The model is in memory only while this runs.
+    /// Reads and checks a stored version, of which this is exchanged. The model is in memory only while this runs.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] names the version.
-    pub fn load(store: &Store, name: &str, number: u64) -> Result<Base, StoreError> {
+    /// [`StoreError::Damaged`] names the version; [`BaseError::Exchange`] where the task trains nothing of it.
+    pub fn load(store: &Store, name: &str, number: u64, exchange: &Exchange) -> Result<Base, BaseError> {
         let package = store.read_package(name, number)?;
         let damaged = |reason: String| StoreError::Damaged { what: format!("model {name} version {number}"), reason };
-        let places = package.model.places().clone();
+        let places = package.model.places().exchanging(exchange).map_err(|e| BaseError::Exchange(e.to_string()))?;
         let mut largest = LargestAbs::new(places.layout());
         let look = |_, values: &[f32]| largest.piece(values).map_err(Refused::from);
         places.for_each_piece(&mut &**package.model.bytes(), look).map_err(|e| damaged(e.0))?;
@@ -45,7 +56,7 @@ impl Base {
         Ok(Arc::new(Scales::new(places.layout(), &largest.finish()?)?))
     }
 
-    /// Lengths of the exchanged tensors, in flat order.
+    /// Lengths of the tensors that travel, in flat order.
     pub fn tensors(&self) -> Vec<usize> {
         self.places.layout().exchanged().map(|(_, range)| range.len()).collect()
     }

@@ -87,8 +87,9 @@ impl Federation for FederationService {
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatReply>, Status> {
         let node = node_id(&request)?;
-        let serving = request.into_inner().serving.into_iter().take(MAX_SERVING).map(convert::serving).collect();
-        self.require_session(self.rounds.nodes().heartbeat(&node, serving))?;
+        let HeartbeatRequest { serving, resting } = request.into_inner();
+        let serving = serving.into_iter().take(MAX_SERVING).map(convert::serving).collect();
+        self.require_session(self.rounds.nodes().heartbeat(&node, serving, convert::text(&resting)))?;
         Ok(Response::new(HeartbeatReply {}))
     }
 

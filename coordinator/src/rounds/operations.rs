@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::base::BaseError;
 use super::driver::{Rounds, uncancelled};
 use super::running::Running;
 use super::step::Event;
@@ -15,6 +16,14 @@ pub enum CreateError {
     /// The file.
     #[error(transparent)]
     Task(#[from] TaskError),
+    /// The file asks for what the model does not have.
+    #[error("model {model:?}: {problem} (training.trained in the task file)")]
+    Untrained {
+        /// The lineage.
+        model: String,
+        /// Which pattern, and what there is.
+        problem: String,
+    },
     /// No such lineage.
     #[error("no model named {0:?} is published: `fedge model list` shows what is, `fedge model publish` adds one")]
     UnknownModel(String),
@@ -56,7 +65,10 @@ impl Rounds {
             number += 1;
         }
         let id = format!("{}-{number}", spec.model);
-        let running = Running::create(&self.store, spec, id.clone(), &model)?;
+        let running = Running::create(&self.store, spec, id.clone(), &model).map_err(|error| match error {
+            BaseError::Store(error) => CreateError::Store(error),
+            BaseError::Exchange(problem) => CreateError::Untrained { model: model.manifest.name.clone(), problem },
+        })?;
         self.store.insert_task(specification, &running.spec.model, &running.state).await?;
         tracing::info!(task = %id, model = %running.spec.model, "task created");
         self.take_downloaded(&running.spec.model);

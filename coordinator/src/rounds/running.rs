@@ -9,7 +9,7 @@ use fedge_models::Digest;
 use tokio::task::JoinHandle;
 
 use super::asynchronous;
-use super::base::Base;
+use super::base::{Base, BaseError};
 use super::fold::{self, Form, Payload};
 use super::mint::{self, MintError, Minted, Order};
 use super::state::{AssignmentId, Phase, TaskState, TrainedUpdate, VersionRef, Work, WorkStatus};
@@ -65,9 +65,9 @@ pub(super) struct Running {
 
 impl Running {
     /// A new task on this version.
-    pub(super) fn create(store: &Store, spec: TaskSpec, id: String, model: &ModelRow) -> Result<Running, StoreError> {
+    pub(super) fn create(store: &Store, spec: TaskSpec, id: String, model: &ModelRow) -> Result<Running, BaseError> {
         let manifest = &model.manifest;
-        let base = Base::load(store, &manifest.name, manifest.number)?;
+        let base = Base::load(store, &manifest.name, manifest.number, &spec.training.exchange())?;
         let version = VersionRef { number: manifest.number, digest: manifest.digest };
         Ok(Running::new(spec, TaskState::new(id, version), base))
     }
@@ -76,7 +76,11 @@ impl Running {
     pub(super) fn load(store: &Store, row: TaskRow) -> Result<Running, StoreError> {
         let spec = TaskSpec::parse(&row.specification)
             .map_err(|e| StoreError::Damaged { what: format!("task {}", row.state.task_id), reason: e.to_string() })?;
-        let base = Base::load(store, &spec.model, row.state.base.number)?;
+        let base = Base::load(store, &spec.model, row.state.base.number, &spec.training.exchange());
+        let base = base.map_err(|error| match error {
+            BaseError::Store(error) => error,
+            BaseError::Exchange(reason) => StoreError::Damaged { what: format!("task {}", row.state.task_id), reason },
+        })?;
         Ok(Running::new(spec, row.state, base))
     }
 
@@ -123,7 +127,7 @@ impl Running {
             spec: self.spec.clone(),
             base: work.base.digest,
             staleness: asynchronous::staleness(&self.state, work),
-            layout: self.base.places.layout().digest(),
+            layout: self.base.manifest.layout,
             form: self.form.clone(),
             scales: self.base.scales.clone(),
         }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use fedge_models::{Exchange, Selection};
 use serde::{Deserialize, Serialize};
 
 use super::task::{TaskError, require};
@@ -49,6 +50,10 @@ pub struct TrainingPlan {
     pub trained: Trained,
     /// BatchNormalization uses its running statistics and leaves them.
     pub frozen_statistics: bool,
+    /// Pictures are mirrored, left to right, at random.
+    pub flip: bool,
+    /// Pictures are shifted at random by up to so many pixels, 0..=256.
+    pub crop: u32,
     /// FedProx's mu (Li et al. 2020, equation 2); 0 switches the proximal term off.
     pub proximal_mu: f32,
     /// Seed of the nodes' shuffling; each node and round mixes its own in.
@@ -77,6 +82,8 @@ impl Default for TrainingPlan {
             clip_norm: 0.0,
             trained: Trained::Group(Group::All),
             frozen_statistics: false,
+            flip: false,
+            crop: 0,
             proximal_mu: 0.0,
             seed: 0,
         }
@@ -164,6 +171,16 @@ pub enum Group {
 }
 
 impl TrainingPlan {
+    /// Which parameters travel: what is trained, and the statistics that move with it.
+    pub fn exchange(&self) -> Exchange {
+        let trained = match &self.trained {
+            Trained::Group(Group::All) => Selection::All,
+            Trained::Group(Group::BiasesAndNorms) => Selection::BiasesAndNorms,
+            Trained::Patterns(patterns) => Selection::Named(patterns.as_slice().into()),
+        };
+        Exchange { trained, statistics: !self.frozen_statistics }
+    }
+
     /// Checks every range.
     pub(super) fn check(&self) -> Result<(), TaskError> {
         let share = |value: f32| (0.0..1.0).contains(&value);
@@ -186,6 +203,7 @@ impl TrainingPlan {
         let clip = self.clip_norm;
         require("training.clip_norm", clip, clip >= 0.0 && clip.is_finite(), "0 (any norm) or more")?;
         require("training.proximal_mu", self.proximal_mu, (0.0..=1000.0).contains(&self.proximal_mu), "0 to 1000")?;
+        require("training.crop", self.crop, self.crop <= 256, "0 to 256 pixels")?;
         if let Trained::Patterns(patterns) = &self.trained {
             let sane = (1..=1000).contains(&patterns.len()) && patterns.iter().all(|p| (1..=1000).contains(&p.len()));
             require("training.trained", patterns.len(), sane, "1 to 1000 patterns of 1 to 1000 characters")?;
@@ -228,10 +246,11 @@ mod tests {
     fn every_option_is_read() {
         let found = plan(
             "optimizer = \"adamw\"\nschedule = \"cosine\"\nwarmup_steps = 10\nclip_norm = 1.0\nloss = \"huber\"\n\
-             huber_delta = 0.5\ntrained = [\"fc*\"]\nfrozen_statistics = true",
+             huber_delta = 0.5\ntrained = [\"fc*\"]\nfrozen_statistics = true\nflip = true\ncrop = 4",
         );
         let found = found.unwrap();
         assert_eq!((found.optimizer, found.schedule), (OptimizerName::Adamw, Schedule::Cosine));
+        assert_eq!((found.flip, found.crop), (true, 4));
         assert_eq!(found.trained, Trained::Patterns(vec!["fc*".to_owned()]));
         let found = plan("trained = \"biases_and_norms\"\nclass_weights = [1.0, 2.0]\nlabel_smoothing = 0.1").unwrap();
         assert_eq!(found.trained, Trained::Group(Group::BiasesAndNorms));
@@ -249,6 +268,7 @@ mod tests {
             ("warmup_steps = 2000000", "training.warmup_steps"),
             ("clip_norm = inf", "training.clip_norm"),
             ("trained = []", "training.trained"),
+            ("crop = 300", "training.crop"),
             ("huber_delta = 0.0", "training.huber_delta"),
             ("label_smoothing = 1.0", "training.label_smoothing"),
             ("label_smoothing = 0.1\nloss = \"huber\"", "training.label_smoothing"),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::wire::{Field, Value, WireError, fields};
-use crate::{Layout, ModelError};
+use crate::{Exchange, Layout, ModelError};
 
 /// Field numbers of onnx.proto.
 const MODEL_GRAPH: u32 = 7;
@@ -66,6 +66,23 @@ impl Places {
             });
         }
         Ok(Places { layout: Arc::clone(layout), runs: runs.into(), file_bytes: bytes.len() as u64 })
+    }
+
+    /// Of these places, those of the parameters that travel in a task; the file is the same.
+    ///
+    /// # Errors
+    /// As [`Layout::exchanging`].
+    pub fn exchanging(&self, exchange: &Exchange) -> Result<Places, ModelError> {
+        let layout = self.layout.exchanging(exchange)?;
+        let (mut next, mut runs) = (0, Vec::new());
+        for kept in self.layout.ranges_of(&layout) {
+            // Runs lie within one parameter each.
+            for run in self.runs.iter().filter(|run| kept.start <= run.flat.start && run.flat.end <= kept.end) {
+                runs.push(Place { flat: next..next + run.flat.len(), bytes: run.bytes.clone() });
+                next += run.flat.len();
+            }
+        }
+        Ok(Places { layout: Arc::new(layout), runs: runs.into(), file_bytes: self.file_bytes })
     }
 
     /// Names, shapes and classes of the values.
@@ -149,6 +166,28 @@ mod tests {
             assert_eq!(stored, values);
         }
         assert_eq!(flat, 11_482);
+    }
+
+    #[test]
+    fn the_places_of_what_travels_hold_its_values_and_the_rest_of_the_file_stays() {
+        let model = Model::from_bytes(DIGITS).unwrap();
+        let trained = crate::Selection::Named(["*.bias".to_owned()].into());
+        let part = model.places().exchanging(&Exchange { trained, statistics: true }).unwrap();
+        assert_eq!((part.runs().len(), part.file_bytes()), (4, DIGITS.len() as u64));
+        let mut seen = Vec::new();
+        let mut file = Vec::new();
+        let zero = |_: usize, values: &[f32], next: &mut Vec<f32>| {
+            seen.extend_from_slice(values);
+            next.resize(values.len(), 0.0);
+            Ok::<_, ModelError>(())
+        };
+        part.splice(DIGITS, &mut file, zero).unwrap();
+        let mut expected = model.weights().into_values();
+        model.layout().gather(part.layout(), &mut expected);
+        assert_eq!(seen, expected);
+        let mut values = model.weights().into_values();
+        model.layout().scatter(part.layout(), &vec![0.0; expected.len()], &mut values);
+        assert_eq!(Model::from_bytes(file).unwrap().weights().values(), values);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Translates a training plan of the wire into the trainer's own.
 //! Everything else of the federation's wire is in `convert`.
 
+use fedge_models::Selection;
 use fedge_proto::federation::{self as wire, training_plan};
 
-use crate::training::{Loss, Objective, Optimizer, Plan, Schedule, Trained};
+use crate::training::{Augmentation, Loss, Objective, Optimizer, Plan, Schedule};
 
 /// Most patterns of trained parameters, and most class weights.
 const MAX_ENTRIES: usize = 65_536;
@@ -25,11 +26,11 @@ pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Resu
         wire::Schedule::Cosine => Schedule::Cosine,
     };
     let trained = match (plan.trained.is_empty(), plan.biases_and_norms) {
-        (true, false) => Trained::All,
-        (true, true) => Trained::BiasesAndNorms,
+        (true, false) => Selection::All,
+        (true, true) => Selection::BiasesAndNorms,
         (false, true) => return Err("trained names parameters beside biases_and_norms".into()),
         (false, false) if plan.trained.len() > MAX_ENTRIES => return Err("trained names too many patterns".into()),
-        (false, false) => Trained::Named(plan.trained.clone().into()),
+        (false, false) => Selection::Named(plan.trained.clone().into()),
     };
     let plan = Plan {
         objective: objective(plan.loss, plan.loss_options.clone())?,
@@ -39,6 +40,7 @@ pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Resu
         clip_norm: plan.clip_norm,
         trained,
         frozen_statistics: plan.frozen_statistics,
+        augmentation: Augmentation { flip: plan.flip, crop: plan.crop },
         epochs: plan.epochs,
         batch_size: plan.batch_size,
         seed: plan.seed ^ u64::from_le_bytes(salt),
@@ -117,6 +119,8 @@ mod tests {
             })),
             schedule: wire::Schedule::Cosine.into(),
             trained: vec!["fc*".into()],
+            flip: true,
+            crop: 4,
             ..Default::default()
         }
     }
@@ -126,8 +130,9 @@ mod tests {
         let found = plan(sent(), &[], 2).unwrap();
         assert_eq!(found.objective.loss, Loss::Huber { delta: 0.5 });
         assert!(matches!(found.optimizer, Optimizer::Adam { decoupled: true, .. }));
+        assert_eq!(found.augmentation, Augmentation { flip: true, crop: 4 });
         assert_eq!((found.schedule, found.threads), (Schedule::Cosine, 2));
-        assert_eq!(found.trained, Trained::Named(["fc*".to_owned()].into()));
+        assert_eq!(found.trained, Selection::Named(["fc*".to_owned()].into()));
     }
 
     #[test]

@@ -31,6 +31,7 @@ async fn start(room: &Room, fixed: &Fixed) -> Node {
         connected: false,
         last_error: None,
         work: String::new(),
+        resting: String::new(),
         serving: vec![],
         data_problems: vec![],
     };

@@ -2,11 +2,13 @@
 //! When it trains or evaluates is decided elsewhere; the arithmetic is `training`'s and `inference`'s.
 
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use fedge_models::{Model, ModelError, Package, ParameterClass};
 
+use super::budget::Budget;
 use super::convert::Version;
 use super::learner::{Client, Evaluated, Holdings, Job, Learner, Run, Trained};
 use super::outbox::Metrics;
@@ -16,22 +18,66 @@ use crate::drift::DriftWatch;
 use crate::inference::Serving;
 use crate::samples::{Replay, Sample, SampleStore, TrainingDraw};
 use crate::status::ServedModel;
-use crate::training::{self, Dataset, Loss, Objective, TrainingError};
+use crate::training::{self, Dataset, Evaluation, Loss, Objective, TrainingError, Watch};
+
+/// Held-out samples that a trained model is judged by.
+const LEAST_JUDGES: usize = 10;
+const MOST_JUDGES: usize = 512;
+/// Below this cross-entropy, in nats, a model is sure of itself, and multiples of its loss mean little.
+const SURE: f32 = 0.1;
+/// So often is looked whether training has to rest.
+const LOOK: Duration = Duration::from_secs(5);
+/// A rest is slept in pieces, after each of which is looked whether the work was given up.
+const NAP: Duration = Duration::from_millis(50);
 
 /// A node's own part: what it serves and the samples that it holds.
 #[derive(Debug)]
 pub struct Edge {
     versions: Arc<Versions>,
     samples: SampleStore,
-    replay: Replay,
     drift: Option<DriftWatch>,
+    options: EdgeOptions,
+}
+
+/// How a device trains.
+#[derive(Debug, Clone)]
+pub struct EdgeOptions {
+    /// Which samples a training sees.
+    pub replay: Replay,
+    /// When, and how hard.
+    pub budget: Budget,
+    /// Largest loss on the held-out samples that a trained model may have, in multiples of what its base has; a model that
+    /// got worse than that is not sent. 0: any.
+    pub worst_loss: f32,
+}
+
+/// What is looked at while and after a training.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// When, and how hard, the device may train.
+    pub budget: Budget,
+    /// The held-out samples, and [`EdgeOptions::worst_loss`].
+    pub judge: Option<(Dataset, f32)>,
 }
 
 impl Edge {
-    /// Trains and evaluates these versions on these samples, of which a training sees what `replay` says; tells what
-    /// `drift` saw.
-    pub fn new(versions: Arc<Versions>, samples: SampleStore, replay: Replay, drift: Option<DriftWatch>) -> Edge {
-        Edge { versions, samples, replay, drift }
+    /// Trains and evaluates these versions on these samples; tells what `drift` saw.
+    pub fn new(versions: Arc<Versions>, samples: SampleStore, drift: Option<DriftWatch>, options: EdgeOptions) -> Edge {
+        Edge { versions, samples, drift, options }
+    }
+
+    /// The samples that tell whether a training made the model worse; none where there are too few to tell.
+    async fn judges(&self, package: &Package) -> Result<Option<(Dataset, f32)>, String> {
+        let worst = self.options.worst_loss;
+        if worst == 0.0 {
+            return Ok(None);
+        }
+        let mut samples = self.samples.held_out_set(&package.manifest.name).await.map_err(|e| e.to_string())?;
+        if samples.len() < LEAST_JUDGES {
+            return Ok(None);
+        }
+        samples.truncate(MOST_JUDGES);
+        Ok(Some((dataset(package, samples).map_err(|e| e.to_string())?, worst)))
     }
 }
 
@@ -67,7 +113,8 @@ impl Learner for Edge {
                 model,
             });
         }
-        Holdings { models, data_problems: self.versions.data_problems() }
+        let resting = self.options.budget.rests_now().unwrap_or_default();
+        Holdings { models, data_problems: self.versions.data_problems(), resting }
     }
 
     async fn serve(&self, client: &Client, version: &Version, int8_tolerance: f64) -> Result<(), String> {
@@ -75,20 +122,24 @@ impl Learner for Edge {
     }
 
     async fn train(&self, client: &Client, base: &Version, run: Run) -> Result<Job, String> {
+        if let Some(reason) = self.options.budget.rests_now() {
+            return Err(rests(&reason));
+        }
         let package = self.versions.package(client, base).await.map_err(|e| e.to_string())?;
         let name = base.manifest.name.clone();
-        let draw = self.samples.draw_for_training(&name, self.replay, run.plan.seed).await;
+        let draw = self.samples.draw_for_training(&name, self.options.replay, run.plan.seed).await;
         let TrainingDraw { samples, new, through } = draw.map_err(|e| e.to_string())?;
         if samples.is_empty() {
             return Err(format!("no training samples for model {name:?}"));
         }
         tracing::info!(model = %name, new, replayed = samples.len() - new, "samples to train on");
+        let guard = Guard { budget: self.options.budget.clone(), judge: self.judges(&package).await? };
         // Open from here on: newer versions may push it from the disk meanwhile.
         let file = self.versions.open(base).map_err(|e| e.to_string())?;
         let (store, executor) = (self.samples.clone(), tokio::runtime::Handle::current());
         Ok(Box::new(move || {
             let data = dataset(&package, samples).map_err(|e| e.to_string())?;
-            let trained = train(package.model, file, &data, &run)?;
+            let trained = train(package.model, file, &data, &run, &guard)?;
             // Off the executor, so that waiting holds nobody up. A mark that fails only makes samples new once more.
             if let Err(error) = executor.block_on(store.mark_trained(&name, through)) {
                 tracing::warn!(%error, "what was trained on stays marked as new");
@@ -121,18 +172,35 @@ impl Learner for Edge {
 /// parameters alone.
 ///
 /// # Errors
-/// A sentence for the coordinator and the log.
-pub fn train(model: Model, base: impl Read, data: &Dataset, run: &Run) -> Result<Trained, String> {
+/// A sentence for the coordinator and the log: also where the device has to rest and partial work is of no use, and where
+/// the trained model is worse than the guard allows.
+pub fn train(model: Model, base: impl Read, data: &Dataset, run: &Run, guard: &Guard) -> Result<Trained, String> {
     let started = Instant::now();
     let places = model.places().clone();
+    let travels = places.exchanging(&run.plan.exchange()).map_err(|e| e.to_string())?;
+    let travels = travels.layout();
+    let mut plan = run.plan.clone();
+    if let Some(correction) = &plan.correction {
+        let mut whole = vec![0.0; places.layout().exchanged_len()];
+        places.layout().scatter(travels, correction, &mut whole);
+        plan.correction = Some(whole.into());
+    }
     let loss_base = match run.loss_base {
         true => Some(training::evaluate_by(&model, data, &run.plan.objective).map_err(|e| e.to_string())?.loss),
         false => None,
     };
-    let pace = run.until.map(|until| Mutex::new(Pace::new(until)));
-    let enough = || pace.as_ref().is_some_and(|p| locked(p).enough(Instant::now()));
-    let outcome =
-        training::train_until(model, data, &run.plan, &|_| {}, &run.cancel, &enough).map_err(|e| e.to_string())?;
+    let pacing = Pacing::new(run, &guard.budget);
+    let held_out = guard.judge.as_ref().map(|(samples, _)| samples);
+    let watch = Watch { progress: &|_| {}, cancel: &run.cancel, enough: &|| pacing.enough(), held_out };
+    let outcome = training::train_watched(model, data, &plan, watch).map_err(|e| e.to_string())?;
+    if let Some(reason) = pacing.rests.get().filter(|_| run.until.is_none()) {
+        return Err(rests(reason));
+    }
+    if let (Some((_, worst)), Some((before, after))) = (&guard.judge, outcome.held_out)
+        && let Some(problem) = worse(&plan.objective, before, after, *worst)
+    {
+        return Err(problem);
+    }
     let mut delta = outcome.weights.into_values();
     let subtract = |first: usize, base: &[f32]| {
         let values = delta.get_mut(first..).unwrap_or_default();
@@ -140,7 +208,8 @@ pub fn train(model: Model, base: impl Read, data: &Dataset, run: &Run) -> Result
         Ok::<_, ModelError>(())
     };
     places.for_each_piece(base, subtract).map_err(|e| e.to_string())?;
-    let exchanged = || places.layout().exchanged();
+    places.layout().gather(travels, &mut delta);
+    let exchanged = || travels.exchanged();
     let statistics = exchanged().filter(|(spec, _)| spec.class == ParameterClass::Statistic);
     Ok(Trained {
         delta,
@@ -158,9 +227,69 @@ pub fn train(model: Model, base: impl Read, data: &Dataset, run: &Run) -> Result
     })
 }
 
-fn locked(pace: &Mutex<Pace>) -> std::sync::MutexGuard<'_, Pace> {
-    // Whole at every unlock.
-    pace.lock().unwrap_or_else(PoisonError::into_inner)
+fn rests(reason: &str) -> String {
+    format!("this device does not train now: {reason}")
+}
+
+/// Why a trained model is not to be used.
+fn worse(objective: &Objective, before: Evaluation, after: Evaluation, worst: f32) -> Option<String> {
+    let entropy = matches!(objective.loss, Loss::CrossEntropy | Loss::BinaryCrossEntropy);
+    let least = if entropy { SURE } else { 0.0 };
+    // Negated, so that a loss that is no number is worse.
+    let fine = after.loss <= before.loss.max(least) * worst;
+    (!fine).then(|| {
+        format!(
+            "training made the model worse on {} held-out samples: their loss went from {:.4} to {:.4}, allowed is {worst} times \
+             the first (training.worst_loss)",
+            after.examples, before.loss, after.loss
+        )
+    })
+}
+
+/// Holds a training back between its steps, and ends it in time.
+struct Pacing<'a> {
+    budget: &'a Budget,
+    cancel: &'a AtomicBool,
+    pace: Mutex<(Option<Pace>, Steps)>,
+    /// Why it had to end before the plan did.
+    rests: OnceLock<String>,
+}
+
+/// When the step that runs began, and when was looked last whether training has to rest.
+struct Steps {
+    began: Option<Instant>,
+    looked: Instant,
+}
+
+impl<'a> Pacing<'a> {
+    fn new(run: &'a Run, budget: &'a Budget) -> Pacing<'a> {
+        let steps = Steps { began: None, looked: Instant::now() };
+        let pace = Mutex::new((run.until.map(Pace::new), steps));
+        Pacing { budget, cancel: &run.cancel, pace, rests: OnceLock::new() }
+    }
+
+    /// Asked before each step: rests as long as the budget says for the step before.
+    fn enough(&self) -> bool {
+        // Whole at every unlock.
+        let mut locked = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let (pace, steps) = &mut *locked;
+        if let Some(began) = steps.began {
+            let until = Instant::now() + self.budget.rest_after(began.elapsed());
+            while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+                && !self.cancel.load(Ordering::Relaxed)
+            {
+                std::thread::sleep(left.min(NAP));
+            }
+        }
+        if steps.looked.elapsed() >= LOOK {
+            steps.looked = Instant::now();
+            if let Some(reason) = self.budget.rests_now() {
+                let _ = self.rests.set(reason);
+            }
+        }
+        steps.began = Some(Instant::now());
+        self.rests.get().is_some() || pace.as_mut().is_some_and(|pace| pace.enough(Instant::now()))
+    }
 }
 
 /// Right answers are counted for cross-entropy alone: other outputs have no largest class.
@@ -212,7 +341,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    use fedge_models::{Manifest, Preprocessing};
+    use fedge_models::{Manifest, Preprocessing, Selection};
 
     use super::*;
     use crate::training::{Optimizer, Plan};
@@ -250,7 +379,44 @@ mod tests {
     fn trained(run: &Run) -> Trained {
         let package = package();
         let data = dataset(&package, samples()).unwrap();
-        train(package.model, std::fs::File::open(MODEL).unwrap(), &data, run).unwrap()
+        train(package.model, std::fs::File::open(MODEL).unwrap(), &data, run, &Guard::default()).unwrap()
+    }
+
+    fn guarded(run: &Run, guard: &Guard) -> Result<Trained, String> {
+        let package = package();
+        let data = dataset(&package, samples()).unwrap();
+        train(package.model, std::fs::File::open(MODEL).unwrap(), &data, run, guard)
+    }
+
+    #[test]
+    fn a_model_that_training_made_worse_on_held_out_samples_is_not_sent() {
+        // The same inputs with other labels: what is learned here is wrong there.
+        let others = samples().into_iter().map(|s| Sample { label: (s.label + 5) % 10, ..s }).collect();
+        let held_out = dataset(&package(), others).unwrap();
+        let mut run = run(None, false);
+        run.plan.epochs = 60;
+        let judged = |worst| guarded(&run, &Guard { judge: Some((held_out.clone(), worst)), ..Guard::default() });
+        let error = judged(1.5).unwrap_err();
+        assert!(error.contains("40 held-out samples") && error.contains("training.worst_loss"), "{error}");
+        assert!(judged(1e6).is_ok());
+        let own = dataset(&package(), samples()).unwrap();
+        assert!(guarded(&run, &Guard { judge: Some((own, 1.5)), ..Guard::default() }).is_ok());
+    }
+
+    #[test]
+    fn a_training_that_may_compute_a_fifth_of_the_time_takes_five_times_as_long_and_gives_the_same() {
+        let plain = run(None, false);
+        let whole = trained(&plain);
+        let budget = Budget { share: 0.2, ..Budget::default() };
+        let share = guarded(&plain, &Guard { budget, judge: None }).unwrap();
+        assert_eq!(share.delta, whole.delta);
+        // Not of each other: a busy machine makes either longer.
+        assert!(
+            share.metrics.duration_ms > whole.metrics.duration_ms,
+            "{} {}",
+            share.metrics.duration_ms,
+            whole.metrics.duration_ms
+        );
     }
 
     #[test]
@@ -267,6 +433,25 @@ mod tests {
         assert_eq!((found.tensors.iter().sum::<usize>(), found.statistics.len()), (base.values().len(), 0));
         let before = training::evaluate(&package.model, &data).unwrap();
         assert_eq!((found.metrics.loss_base, found.metrics.partial), (Some(before.loss), false));
+    }
+
+    #[test]
+    fn an_update_of_the_head_alone_holds_nothing_else_and_a_correction_finds_its_parameters() {
+        let model = package().model;
+        let mut run = run(None, false);
+        let head = Selection::Named(["fc*".to_owned()].into());
+        run.plan = Plan { trained: head, epochs: 1, batch_size: 40, ..run.plan };
+        let plain = trained(&run);
+        let travels = model.layout().exchanging(&run.plan.exchange()).unwrap();
+        assert!(plain.delta.len() == travels.exchanged_len() && plain.delta.len() < model.layout().exchanged_len());
+        assert_eq!(plain.tensors.iter().sum::<usize>(), plain.delta.len());
+        // One step: each value moves by the rate times its own correction more.
+        run.plan.correction = Some((0..plain.delta.len()).map(|index| (index % 7) as f32).collect());
+        let corrected = trained(&run);
+        for (index, (plain, corrected)) in plain.delta.iter().zip(&corrected.delta).enumerate() {
+            let expected = plain - 0.1 * (index % 7) as f32;
+            assert!((corrected - expected).abs() < 1e-5, "{index}: {corrected} {expected}");
+        }
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub struct Holdings {
     pub models: Vec<ServedModel>,
     /// What is wrong with data files, a sentence each.
     pub data_problems: Vec<String>,
+    /// Why it does not train now; empty: it would.
+    pub resting: String,
 }
 
 /// How to train.
@@ -77,9 +79,9 @@ pub struct Run {
 /// What training gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trained {
-    /// New values less the base's, one an exchanged parameter, in the layout's order.
+    /// New values less the base's, of the parameters that travel, in the layout's order.
     pub delta: Vec<f32>,
-    /// Length of each exchanged tensor, in the layout's order.
+    /// Length of each tensor that travels, in the layout's order.
     pub tensors: Arc<[usize]>,
     /// Values that no gradient moves: BatchNormalization's statistics.
     pub statistics: Vec<Range<usize>>,

@@ -1,6 +1,7 @@
 //! How a node takes part: enrolment and renewal of its identity, the work it is assigned, transfers.
 //! Training itself lives in `training`, serving in `inference`.
 
+pub mod budget;
 pub mod convert;
 pub mod download;
 pub mod driver;

@@ -66,6 +66,7 @@ impl Session {
         self.change(|status| {
             status.serving = holdings.models;
             status.data_problems = holdings.data_problems;
+            status.resting = holdings.resting;
         });
     }
 
@@ -86,7 +87,8 @@ impl Session {
     }
 
     async fn heartbeat(&self) -> Result<(), Status> {
-        let serving = self.status.lock().unwrap_or_else(PoisonError::into_inner).serving.clone();
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (serving, resting) = (status.serving, status.resting);
         let serving = serving
             .into_iter()
             .map(|s| ServingStatus {
@@ -101,7 +103,7 @@ impl Session {
                 drift_alarms: s.drift_alarms,
             })
             .collect();
-        call(self.client().heartbeat(HeartbeatRequest { serving })).await.map(|_| ())
+        call(self.client().heartbeat(HeartbeatRequest { serving, resting })).await.map(|_| ())
     }
 
     fn lost(&self, status: &Status) {

@@ -3,7 +3,7 @@
 
 use fedge_models::Model;
 
-use super::backend::{Plain, Precision, tensor, to_f64};
+use super::backend::{Plain, PlainTensor, Precision, tensor, to_f64};
 use super::dataset::Targets;
 use super::graph::{Mode, Program};
 use super::loss::measure;
@@ -11,35 +11,20 @@ use super::parameters::Parameters;
 use super::trainer::{check, form_of};
 use super::{Dataset, Evaluation, Objective, TrainingError};
 
-/// Samples of one forward pass of an evaluation.
+/// Samples of one forward pass of an evaluation, at most.
 const EVALUATION_BATCH: usize = 128;
 
 /// Loss and accuracy with frozen statistics; nothing is put on a tape.
 pub(super) fn evaluate(model: &Model, data: &Dataset, objective: &Objective) -> Result<Evaluation, TrainingError> {
-    let (mut correct, mut answers, mut loss_sum, mut weight_sum) = (0, 0, 0.0, 0.0);
-    let mut first = 0;
-    over_batches(model, data, Some(objective), |program, targets, outputs| {
-        if let Some(index) = outputs.iter().position(|output| !output.is_finite()) {
-            let len = outputs.len() / program.batch;
-            return Err(TrainingError::NotFinite { sample: first + index / len.max(1) + 1 });
-        }
-        let form = form_of(program, objective, targets.shape(), targets.is_values())?;
-        let result = measure(objective, form, &outputs, targets);
-        correct += result.correct as u64;
-        answers += result.answers as u64;
-        loss_sum += result.loss * result.weight;
-        weight_sum += result.weight;
-        first += program.batch;
-        Ok(())
-    })?;
-    let loss = if weight_sum > 0.0 { (loss_sum / weight_sum) as f32 } else { 0.0 };
-    Ok(Evaluation { examples: data.len() as u64, answers, correct, loss })
+    let parameters = Parameters::from_model(model)?.plain();
+    Evaluator::new(model, data, Some(objective), EVALUATION_BATCH)?.evaluate(&parameters, objective)
 }
 
 /// The graph's whole output for every sample, row-major, and its shape.
 pub(super) fn outputs(model: &Model, data: &Dataset) -> Result<(Vec<usize>, Vec<f32>), TrainingError> {
     let (mut shape, mut all) = (Vec::new(), Vec::new());
-    over_batches(model, data, None, |program, _, outputs| {
+    let parameters = Parameters::from_model(model)?.plain();
+    Evaluator::new(model, data, None, EVALUATION_BATCH)?.over_batches(&parameters, |program, _, outputs| {
         if program.output_shape.first() != Some(&program.batch) {
             return Err(TrainingError::graph(format!(
                 "gives an output of shape {:?} to {} samples; export it with a dynamic batch",
@@ -56,33 +41,81 @@ pub(super) fn outputs(model: &Model, data: &Dataset) -> Result<(Vec<usize>, Vec<
     Ok((shape, all))
 }
 
-/// Runs the model over the data, batch by batch, in evaluation mode.
-fn over_batches(
-    model: &Model,
-    data: &Dataset,
-    objective: Option<&Objective>,
-    mut each: impl FnMut(&Program<Plain>, &Targets, Vec<f64>) -> Result<(), TrainingError>,
-) -> Result<(), TrainingError> {
-    let parameters = Parameters::from_model(model)?.plain();
-    let indices: Vec<usize> = (0..data.len()).collect();
-    let batch = model.input().fixed_batch().unwrap_or(EVALUATION_BATCH);
-    let mut compiled: Option<Program<Plain>> = None;
-    for indices in indices.chunks(batch) {
-        let program = match compiled.take() {
-            Some(program) if program.batch == indices.len() => compiled.insert(program),
-            _ => {
-                let loss = objective.map(|objective| objective.loss);
-                let program = Program::compile(model, indices.len(), Mode::Evaluate, Precision::Single, loss)?;
-                if let Some(objective) = objective {
-                    check(&program, objective, data)?;
-                }
-                compiled.insert(program)
+/// A model's graph in evaluation mode, compiled for one data set; it needs no model any more, and takes any parameters.
+pub(super) struct Evaluator<'d> {
+    data: &'d Dataset,
+    batch: usize,
+    /// For whole batches, and for the last one where it is smaller.
+    programs: Vec<Program<Plain>>,
+}
+
+impl<'d> Evaluator<'d> {
+    /// For batches of at most `batch` samples. With an objective, the data is checked against the model.
+    pub(super) fn new(
+        model: &Model,
+        data: &'d Dataset,
+        objective: Option<&Objective>,
+        batch: usize,
+    ) -> Result<Evaluator<'d>, TrainingError> {
+        let batch = model.input().fixed_batch().unwrap_or(batch.clamp(1, EVALUATION_BATCH));
+        let mut sizes = vec![batch.min(data.len()), data.len() % batch];
+        sizes.retain(|size| *size > 0);
+        sizes.dedup();
+        let loss = objective.map(|objective| objective.loss);
+        let compile = |size: usize| {
+            let program = Program::compile(model, size, Mode::Evaluate, Precision::Single, loss)?;
+            if let Some(objective) = objective {
+                check(&program, objective, data)?;
             }
+            Ok(program)
         };
-        let (inputs, targets) = data.batch(indices);
-        let shape: Vec<usize> = std::iter::once(indices.len()).chain(data.sample_shape().iter().copied()).collect();
-        let input = tensor::<Plain>(inputs, &shape, Precision::Single)?;
-        each(program, &targets, to_f64(program.run(&parameters, input, &mut Vec::new())?))?;
+        let programs: Result<Vec<_>, TrainingError> = sizes.into_iter().map(compile).collect();
+        Ok(Evaluator { data, batch, programs: programs? })
     }
-    Ok(())
+
+    /// Loss and accuracy at these parameters.
+    pub(super) fn evaluate(
+        &self,
+        parameters: &[PlainTensor],
+        objective: &Objective,
+    ) -> Result<Evaluation, TrainingError> {
+        let (mut correct, mut answers, mut loss_sum, mut weight_sum) = (0, 0, 0.0, 0.0);
+        let mut first = 0;
+        self.over_batches(parameters, |program, targets, outputs| {
+            if let Some(index) = outputs.iter().position(|output| !output.is_finite()) {
+                let len = outputs.len() / program.batch;
+                return Err(TrainingError::NotFinite { sample: first + index / len.max(1) + 1 });
+            }
+            let form = form_of(program, objective, targets.shape(), targets.is_values())?;
+            let result = measure(objective, form, &outputs, targets);
+            correct += result.correct as u64;
+            answers += result.answers as u64;
+            loss_sum += result.loss * result.weight;
+            weight_sum += result.weight;
+            first += program.batch;
+            Ok(())
+        })?;
+        let loss = if weight_sum > 0.0 { (loss_sum / weight_sum) as f32 } else { 0.0 };
+        Ok(Evaluation { examples: self.data.len() as u64, answers, correct, loss })
+    }
+
+    /// Runs the graph over the data, batch by batch.
+    fn over_batches(
+        &self,
+        parameters: &[PlainTensor],
+        mut each: impl FnMut(&Program<Plain>, &Targets, Vec<f64>) -> Result<(), TrainingError>,
+    ) -> Result<(), TrainingError> {
+        let indices: Vec<usize> = (0..self.data.len()).collect();
+        for indices in indices.chunks(self.batch) {
+            let Some(program) = self.programs.iter().find(|program| program.batch == indices.len()) else {
+                return Err(TrainingError::graph("has no program for this batch"));
+            };
+            let (inputs, targets) = self.data.batch(indices);
+            let sample = self.data.sample_shape().iter().copied();
+            let shape: Vec<usize> = std::iter::once(indices.len()).chain(sample).collect();
+            let input = tensor::<Plain>(inputs, &shape, Precision::Single)?;
+            each(program, &targets, to_f64(program.run(parameters, input, &mut Vec::new())?))?;
+        }
+        Ok(())
+    }
 }

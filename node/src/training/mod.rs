@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use fedge_models::{Model, Weights};
 
+mod augment;
 mod backend;
 mod compile;
 mod convolve;
@@ -34,10 +35,11 @@ mod tests;
 mod trainer;
 mod value;
 
+pub use augment::Augmentation;
 pub use dataset::{Dataset, Targets};
 pub use error::TrainingError;
 pub use loss::{Loss, Objective};
-pub use plan::{MAX_BATCH_SIZE, MAX_THREADS, Optimizer, Plan, Schedule, Trained};
+pub use plan::{MAX_BATCH_SIZE, MAX_THREADS, Optimizer, Plan, Schedule};
 
 /// How far a run is; reported after each step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,6 +72,22 @@ pub struct Outcome {
     pub loss_first: f32,
     /// Mean loss over the last epoch that was begun, in nats.
     pub loss_last: f32,
+    /// How the model answered the held-out samples before the first step and after the last; none where none were given.
+    pub held_out: Option<(Evaluation, Evaluation)>,
+}
+
+/// What watches a run, and ends it.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Called after each step, on a training thread.
+    pub progress: &'a (dyn Fn(Progress) + Sync),
+    /// Looked at before each step: once it is set, the run ends without an outcome.
+    pub cancel: &'a AtomicBool,
+    /// Asked before each step, on a training thread, and heeded from the second step on: once it says so, the run ends with
+    /// what was trained until then.
+    pub enough: &'a (dyn Fn() -> bool + Sync),
+    /// Samples that are not trained on, for [`Outcome::held_out`].
+    pub held_out: Option<&'a Dataset>,
 }
 
 /// How well a model answers.
@@ -116,25 +134,19 @@ pub fn train(
     progress: &(dyn Fn(Progress) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Outcome, TrainingError> {
-    train_until(model.clone(), data, plan, progress, cancel, &|| false)
+    train_watched(model.clone(), data, plan, Watch { progress, cancel, enough: &|| false, held_out: None })
 }
 
-/// As [`train`], but ends early, with what was trained until then, once `enough` says so: it is asked before each step,
-/// and heeded from the second step on. Whoever gives the only clone of the model spares the memory of two files.
+/// As [`train`], watched in every way. Whoever gives the only clone of the model spares the memory of two files.
 ///
 /// # Errors
 /// As [`train`].
-pub fn train_until(
-    model: Model,
-    data: &Dataset,
-    plan: &Plan,
-    progress: &(dyn Fn(Progress) + Sync),
-    cancel: &AtomicBool,
-    enough: &(dyn Fn() -> bool + Sync),
-) -> Result<Outcome, TrainingError> {
+pub fn train_watched(model: Model, data: &Dataset, plan: &Plan, watch: Watch<'_>) -> Result<Outcome, TrainingError> {
     plan.validate()?;
-    data.check_shape(&model)?;
-    pool::run(plan.threads, || trainer::train(model, data, plan, progress, cancel, enough))
+    for data in [data].into_iter().chain(watch.held_out) {
+        data.check_shape(&model)?;
+    }
+    pool::run(plan.threads, || trainer::train(model, data, plan, watch))
 }
 
 /// Asks the model about each sample and compares with the labels by cross-entropy; on one low-priority thread.

@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
+use fedge_models::{Exchange, Selection};
+
 use super::TrainingError;
+use super::augment::Augmentation;
 use super::loss::{Loss, Objective};
 
 /// Most examples of one batch.
@@ -26,9 +29,11 @@ pub struct Plan {
     /// algorithms; a longer one is scaled down to it, as `torch.nn.utils.clip_grad_norm_` does. 0: any.
     pub clip_norm: f32,
     /// Which parameters are trained; the others keep their values.
-    pub trained: Trained,
+    pub trained: Selection,
     /// Normalize by BatchNormalization's running statistics, and leave them as they are.
     pub frozen_statistics: bool,
+    /// How pictures are changed before each step.
+    pub augmentation: Augmentation,
     /// Passes over the data, at least 1.
     pub epochs: u32,
     /// Examples of one step, `1..=`[`MAX_BATCH_SIZE`]. An epoch's last batch may be smaller; it is kept.
@@ -55,8 +60,9 @@ impl Default for Plan {
             schedule: Schedule::Constant,
             warmup_steps: 0,
             clip_norm: 0.0,
-            trained: Trained::All,
+            trained: Selection::All,
             frozen_statistics: false,
+            augmentation: Augmentation::default(),
             epochs: 1,
             batch_size: 32,
             seed: 0,
@@ -162,60 +168,19 @@ impl Schedule {
     }
 }
 
-/// Which of a model's trainable parameters a run trains.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trained {
-    /// Each of them.
-    All,
-    /// Those whose name fits one of these patterns: `*` stands for any text, `?` for one character. A pattern that fits
-    /// none is refused.
-    Named(Arc<[String]>),
-    /// Those of at most one axis: biases, and the scales and shifts of normalizations.
-    BiasesAndNorms,
-}
-
-impl Trained {
-    /// Whether a trainable parameter of this name and rank is trained.
-    pub(super) fn takes(&self, name: &str, rank: usize) -> bool {
-        match self {
-            Trained::All => true,
-            Trained::Named(patterns) => patterns.iter().any(|pattern| fits(pattern, name)),
-            Trained::BiasesAndNorms => rank <= 1,
-        }
-    }
-}
-
-/// Whether a name fits a pattern of `*` and `?`; in time of at most their lengths' product.
-pub(super) fn fits(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
-    let (mut p, mut n) = (0, 0);
-    // Where the last star was met, and how much of the name it has taken.
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        match (pattern.get(p), star) {
-            (Some('*'), _) => {
-                star = Some((p, n));
-                p += 1;
-            }
-            (Some(&c), _) if c == '?' || Some(&c) == name.get(n) => (p, n) = (p + 1, n + 1),
-            (_, Some((at, taken))) => {
-                star = Some((at, taken + 1));
-                (p, n) = (at + 1, taken + 1);
-            }
-            _ => return false,
-        }
-    }
-    pattern.iter().skip(p).all(|&c| c == '*')
-}
-
 impl Plan {
+    /// Which parameters this run moves: those travel.
+    pub fn exchange(&self) -> Exchange {
+        Exchange { trained: self.trained.clone(), statistics: !self.frozen_statistics }
+    }
+
     /// Checks every range. The error names the field and what is allowed.
     pub fn validate(&self) -> Result<(), TrainingError> {
         self.objective.validate()?;
         self.optimizer.validate()?;
         not_negative("clip_norm", self.clip_norm)?;
         not_negative("proximal_mu", self.proximal_mu)?;
-        if let Trained::Named(patterns) = &self.trained
+        if let Selection::Named(patterns) = &self.trained
             && patterns.is_empty()
         {
             return Err(refused("trained", "names no parameters; give at least one pattern".to_owned()));
@@ -320,7 +285,7 @@ mod tests {
             ("beta1", adam(1.0, 0.999, 1e-8)),
             ("beta2", adam(0.9, -0.1, 1e-8)),
             ("epsilon", adam(0.9, 0.999, 0.0)),
-            ("trained", Plan { trained: Trained::Named([].into()), ..plan() }),
+            ("trained", Plan { trained: Selection::Named([].into()), ..plan() }),
             ("huber_delta", Plan { objective: Loss::Huber { delta: -1.0 }.into(), ..plan() }),
             ("epochs", Plan { epochs: 0, ..plan() }),
             ("batch_size", Plan { batch_size: 0, ..plan() }),
@@ -342,23 +307,5 @@ mod tests {
         assert_eq!((0..4).map(|step| Schedule::Linear.factor(step, 8, 4)).collect::<Vec<_>>(), [0.25, 0.5, 0.75, 1.0]);
         assert_eq!(Schedule::Linear.factor(4, 8, 4), 1.0);
         assert!(Schedule::Cosine.factor(u64::MAX, 8, 4) < 1e-6);
-    }
-
-    #[test]
-    fn patterns_fit_names_as_shells_do() {
-        for (pattern, name, expected) in [
-            ("fc*", "fc1.weight", true),
-            ("*.bias", "conv1.bias", true),
-            ("*.bias", "conv1.bias2", false),
-            ("layer?.*.weight", "layer4.conv.weight", true),
-            ("layer?.*.weight", "layer10.conv.weight", false),
-            ("*", "", true),
-            ("", "x", false),
-            ("a*b*c", "a-b-b-c", true),
-            ("a*b*c", "a-b-b", false),
-        ] {
-            assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
-        }
-        assert!(Trained::BiasesAndNorms.takes("w", 1) && !Trained::BiasesAndNorms.takes("w", 2));
     }
 }

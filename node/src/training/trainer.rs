@@ -3,25 +3,26 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{AutodiffBackend, TensorMetadata};
-use fedge_models::{Layout, Model, Weights};
+use fedge_models::{Layout, Model, Selection, Weights};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::backend::{Plain, PlainTensor, Precision, Taped, leaf, tensor, tensor_from_f64, to_f64};
 use super::dataset::Targets;
 use super::engine::Engine;
+use super::evaluator::Evaluator;
 use super::graph::{Mode, Program};
 use super::loss::Loss;
 use super::loss::{Form, Measured, measure};
 use super::ops::{BatchStatistics, follow};
 use super::optimizer::Stepper;
 use super::parameters::Parameters;
-use super::plan::{Schedule, fits};
-use super::{Dataset, Objective, Outcome, Plan, Progress, Trained, TrainingError};
+use super::plan::Schedule;
+use super::{Dataset, Objective, Outcome, Plan, Progress, TrainingError, Watch};
 
 /// A model while it is trained.
 pub(super) struct Session {
@@ -54,7 +55,7 @@ impl Session {
             return Err(TrainingError::Plan { field: "correction", problem });
         }
         let mut parameters = Parameters::from_model(&model)?;
-        select(&mut parameters, &plan.trained)?;
+        select(&mut parameters, model.layout(), &plan.trained)?;
         Ok(Session {
             layout: model.layout().clone(),
             sample_shape: model.input().sample_shape(),
@@ -83,6 +84,12 @@ impl Session {
                 entry.insert(Program::compile(model, batch, self.mode, Precision::Single, Some(self.objective.loss))?)
             }
         })
+    }
+
+    /// What tells how good the model is on samples, at any time; made before the model is given up.
+    fn judge<'d>(&self, samples: &'d Dataset, batch: usize) -> Result<Evaluator<'d>, TrainingError> {
+        let model = self.model.as_ref().ok_or_else(|| TrainingError::graph("is not there any more"))?;
+        Evaluator::new(model, samples, Some(&self.objective), batch)
     }
 
     /// Compiles the program of an epoch's last batch, if it is a smaller one, and gives the model up: no other program can
@@ -162,27 +169,12 @@ impl Session {
 }
 
 /// Marks which parameters a run trains.
-fn select(parameters: &mut Parameters, trained: &Trained) -> Result<(), TrainingError> {
-    let refused = |problem: String| Err(TrainingError::Plan { field: "trained", problem });
-    if let Trained::Named(patterns) = trained {
-        let names = || parameters.list.iter().filter(|parameter| parameter.trainable).map(|parameter| &parameter.name);
-        if let Some(pattern) = patterns.iter().find(|pattern| !names().any(|name| fits(pattern, name))) {
-            let known: Vec<&str> = names().take(8).map(String::as_str).collect();
-            return refused(format!(
-                "names {pattern:?}, which fits no trainable parameter; among them are {}",
-                known.join(", ")
-            ));
-        }
-    }
+fn select(parameters: &mut Parameters, layout: &Layout, trained: &Selection) -> Result<(), TrainingError> {
+    trained.check(layout).map_err(|problem| TrainingError::Plan { field: "trained", problem })?;
     for parameter in &mut parameters.list {
-        let rank = parameter.values.shape().len();
-        parameter.trainable &= trained.takes(&parameter.name, rank);
+        parameter.trainable &= trained.takes(&parameter.name, parameter.values.shape().len());
     }
-    // Whether the file has anything to train, the graph says.
-    if *trained == Trained::All || parameters.list.iter().any(|parameter| parameter.trainable) {
-        return Ok(());
-    }
-    refused("leaves no parameter to train; name more".to_owned())
+    Ok(())
 }
 
 /// Scales gradients down so that their common L2 norm is at most `limit`, as `torch.nn.utils.clip_grad_norm_` does.
@@ -276,14 +268,7 @@ fn backward(
 }
 
 /// Trains; `plan` and the data's shape are checked already.
-pub(super) fn train(
-    model: Model,
-    data: &Dataset,
-    plan: &Plan,
-    progress: &(dyn Fn(Progress) + Sync),
-    cancel: &AtomicBool,
-    enough: &(dyn Fn() -> bool + Sync),
-) -> Result<Outcome, TrainingError> {
+pub(super) fn train(model: Model, data: &Dataset, plan: &Plan, watch: Watch<'_>) -> Result<Outcome, TrainingError> {
     let batch_size = (plan.batch_size as usize).min(data.len());
     let steps_total = u64::from(plan.epochs) * data.len().div_ceil(batch_size) as u64;
     let mut session = Session::new(model, plan, steps_total)?;
@@ -292,21 +277,31 @@ pub(super) fn train(
         return Err(TrainingError::graph("has an output that no trainable parameter takes part in"));
     }
     check(program, &plan.objective, data)?;
+    plan.augmentation.check(data.sample_shape(), data.target_form().0)?;
+    let judge = watch.held_out.map(|samples| session.judge(samples, batch_size)).transpose()?;
+    let judged = |session: &Session| {
+        judge.as_ref().map(|judge| judge.evaluate(&session.parameters.plain(), &plan.objective)).transpose()
+    };
+    let before = judged(&session)?;
     session.settle(Some(data.len() % batch_size).filter(|last| *last > 0))?;
     let (mut step, mut partial) = (0, false);
     let (mut loss_first, mut loss_last) = (0.0, 0.0);
     'epochs: for epoch in 1..=plan.epochs {
         let (mut loss_sum, mut samples) = (0.0, 0);
+        let mut random = plan.augmentation.random(plan.seed, epoch);
         for indices in shuffled(data.len(), plan.seed, epoch).chunks(batch_size) {
-            if cancel.load(Ordering::Relaxed) {
+            if watch.cancel.load(Ordering::Relaxed) {
                 return Err(TrainingError::Cancelled { steps: step });
             }
             // Asked before the first step too, so that the caller sees how long each step takes.
-            if enough() && step > 0 {
+            if (watch.enough)() && step > 0 {
                 partial = true;
                 break 'epochs;
             }
-            let (inputs, targets) = data.batch(indices);
+            let (mut inputs, targets) = data.batch(indices);
+            if plan.augmentation.is_some() {
+                plan.augmentation.apply(&mut inputs, data.sample_shape(), &mut random);
+            }
             let loss = session.step(inputs, &targets)?;
             step += 1;
             if !loss.is_finite() {
@@ -318,12 +313,13 @@ pub(super) fn train(
             if epoch == 1 {
                 loss_first = loss_last;
             }
-            progress(Progress { epoch, epochs: plan.epochs, step, steps: steps_total, loss: loss as f32 });
+            (watch.progress)(Progress { epoch, epochs: plan.epochs, step, steps: steps_total, loss: loss as f32 });
         }
     }
+    let held_out = before.zip(judged(&session)?);
     let weights =
         session.into_weights().ok_or(TrainingError::Diverged { step, epoch: plan.epochs, what: "a weight" })?;
-    Ok(Outcome { weights, examples: data.len() as u64, steps: step, partial, loss_first, loss_last })
+    Ok(Outcome { weights, examples: data.len() as u64, steps: step, partial, loss_first, loss_last, held_out })
 }
 
 /// The order of an epoch's examples: Fisher and Yates's shuffle (Durstenfeld 1964) by ChaCha8 of the seed, one stream

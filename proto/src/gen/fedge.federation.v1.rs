@@ -52,6 +52,9 @@ pub struct ServingStatus {
 pub struct HeartbeatRequest {
     #[prost(message, repeated, tag = "1")]
     pub serving: ::prost::alloc::vec::Vec<ServingStatus>,
+    /// Why the node does not train now, by its own budget; empty: it would. It is not selected meanwhile.
+    #[prost(string, tag = "2")]
+    pub resting: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatReply {}
@@ -172,6 +175,12 @@ pub struct TrainingPlan {
     /// BatchNormalization uses its running statistics and leaves them.
     #[prost(bool, tag = "18")]
     pub frozen_statistics: bool,
+    /// Each picture is mirrored, left to right, with probability 1/2.
+    #[prost(bool, tag = "19")]
+    pub flip: bool,
+    /// Each picture is shifted at random by up to so many pixels, zeros coming in; 0: not.
+    #[prost(uint32, tag = "20")]
+    pub crop: u32,
     #[prost(oneof = "training_plan::Optimizer", tags = "5, 11")]
     pub optimizer: ::core::option::Option<training_plan::Optimizer>,
 }

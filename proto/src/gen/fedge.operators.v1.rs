@@ -241,6 +241,9 @@ pub struct Node {
     pub inference_address: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "6")]
     pub serving: ::prost::alloc::vec::Vec<NodeServing>,
+    /// Why it does not train now, by its own budget; empty: it would.
+    #[prost(string, tag = "7")]
+    pub resting: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeServing {

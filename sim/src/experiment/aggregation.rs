@@ -22,7 +22,8 @@ const PIECE: usize = 1 << 17;
 pub(super) struct Version {
     pub(super) id: VersionRef,
     pub(super) model: Model,
-    pub(super) weights: Weights,
+    /// The values that travel in the task.
+    pub(super) travelling: Weights,
     scales: Arc<Scales>,
     /// What the strategy keeps beside it: its arrays, and how the coordinator names them.
     pub(super) arrays: Vec<Vec<f32>>,
@@ -42,28 +43,34 @@ pub(super) enum MintError {
 
 impl Version {
     /// The model that an experiment begins with.
-    pub(super) fn first(model: Model, task: &TaskSpec) -> Arc<Version> {
-        let len = model.layout().exchanged_len();
+    ///
+    /// # Errors
+    /// [`ModelError`] where the task trains nothing of it.
+    pub(super) fn first(model: Model, task: &TaskSpec) -> Result<Arc<Version>, ModelError> {
+        let travels = Arc::new(model.layout().exchanging(&task.training.exchange())?);
+        let len = travels.exchanged_len();
         let arrays = task.strategy.strategy().state().iter().map(|array| vec![array.initial; len]).collect();
-        let weights = model.weights();
-        Version::of(1, model, weights, arrays, None)
+        let mut values = model.weights().into_values();
+        model.layout().gather(&travels, &mut values);
+        let travelling = Weights::new(travels, values)?;
+        Ok(Version::of(1, model, travelling, arrays, None))
     }
 
     fn of(
         number: u64,
         model: Model,
-        weights: Weights,
+        travelling: Weights,
         arrays: Vec<Vec<f32>>,
         server: Option<ServerState>,
     ) -> Arc<Version> {
         let id = VersionRef { number, digest: model.digest() };
-        let scales = Arc::new(Scales::for_base(&weights));
-        Arc::new(Version { id, model, weights, scales, arrays, server })
+        let scales = Arc::new(Scales::for_base(&travelling));
+        Arc::new(Version { id, model, travelling, scales, arrays, server })
     }
 
-    /// Lengths of the exchanged tensors.
+    /// Lengths of the tensors that travel.
     pub(super) fn tensors(&self) -> Arc<[usize]> {
-        self.model.layout().exchanged().map(|(_, range)| range.len()).collect()
+        self.travelling.layout().exchanged().map(|(_, range)| range.len()).collect()
     }
 }
 
@@ -145,7 +152,7 @@ impl Round {
         let facts: Vec<_> =
             updates.into_iter().map(|(_, work, update)| facts(&self.task, state, work, update)).collect();
         let close = Close::new(&self.task.strategy, sums, &facts, population)?;
-        let (old, mut new) = (base.weights.values(), Vec::with_capacity(base.weights.values().len()));
+        let (old, mut new) = (base.travelling.values(), Vec::with_capacity(base.travelling.values().len()));
         let mut arrays = vec![Vec::with_capacity(old.len()); base.arrays.len()];
         for piece in old.chunks(PIECE) {
             let start = new.len();
@@ -154,10 +161,13 @@ impl Round {
             new.extend(close.piece(start, piece, &mut parts)?);
             arrays.iter_mut().zip(parts).for_each(|(array, part)| array.extend(part));
         }
-        let weights = Weights::new(base.weights.layout().clone(), new)?;
-        let model = base.model.with_weights(&weights)?;
+        let layout = base.model.layout();
+        let mut values = base.model.weights().into_values();
+        layout.scatter(base.travelling.layout(), &new, &mut values);
+        let model = base.model.with_weights(&Weights::new(layout.clone(), values)?)?;
+        let travelling = Weights::new(base.travelling.layout().clone(), new)?;
         let server = named(&arrays);
-        Ok(Version::of(base.id.number + 1, model, weights, arrays, server))
+        Ok(Version::of(base.id.number + 1, model, travelling, arrays, server))
     }
 }
 

@@ -64,10 +64,11 @@ impl<'a> Driver<'a> {
         crew: Crew<Job, Done>,
         observer: &'a mut dyn FnMut(News<'_>),
         stop: &'a AtomicBool,
-    ) -> Driver<'a> {
+    ) -> Result<Driver<'a>, ExperimentError> {
         let task = Arc::new(experiment.task.clone());
         let base = Version::first(experiment.model.clone(), &task);
-        Driver {
+        let base = base.map_err(|error| ExperimentError::Plan(error.to_string()))?;
+        Ok(Driver {
             fleet: Fleet::new(&experiment.population, &experiment.systems, experiment.seed),
             state: TaskState::new(format!("{}-1", task.model), base.id.clone()),
             sums: aggregation::Round::new(task.clone(), &base),
@@ -84,7 +85,7 @@ impl<'a> Driver<'a> {
             early: BTreeMap::new(),
             tally: Tally::default(),
             rounds: Vec::new(),
-        }
+        })
     }
 
     pub(super) fn run(mut self) -> Result<Finished, ExperimentError> {

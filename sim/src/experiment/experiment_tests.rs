@@ -72,6 +72,26 @@ fn ten_nodes_with_uneven_digits_learn_them_to_more_than_95_percent() {
 }
 
 #[test]
+fn what_is_not_trained_does_not_travel_and_stays_as_it_was() {
+    for strategy in ["\"fedavg\"", "\"scaffold\"", "\"fedadam\""] {
+        let task = format!(
+            "model = \"digits\"\nstrategy = {strategy}\n[rounds]\ncount = 2\n[training]\nepochs = 2\nmomentum = 0.0\n\
+             learning_rate = 0.05\ntrained = [\"fc*\"]\n"
+        );
+        let experiment = digits(Split::Iid, 3, &task);
+        let finished = run(&experiment);
+        let (before, after) = (experiment.model.weights(), finished.model.weights());
+        let mut moved = 0;
+        for (spec, range) in experiment.model.layout().exchanged() {
+            let same = before.values()[range.clone()] == after.values()[range.clone()];
+            assert_ne!(same, spec.name.starts_with("fc"), "{strategy}: {}", spec.name);
+            moved += if same { 0 } else { range.len() as u64 };
+        }
+        assert_eq!((finished.rounds[2].trained, finished.rounds[2].bytes_up), (3, 3 * 4 * moved), "{strategy}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_bits_on_any_number_of_threads_and_another_seed_others() {
     let task = "model = \"digits\"\n[rounds]\ncount = 3\ncohort = 6\n[training]\nepochs = 2\nlearning_rate = 0.05\n";
     let result = |threads, seed| {

@@ -113,7 +113,7 @@ impl Experiment {
         self.check()?;
         std::thread::scope(|scope| {
             let crew = crew::Crew::start(scope, self.threads, work::work);
-            driver::Driver::new(self, crew, observer, stop).run()
+            driver::Driver::new(self, crew, observer, stop)?.run()
         })
     }
 

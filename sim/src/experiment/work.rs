@@ -120,7 +120,7 @@ fn train(job: Training, unwanted: &Arc<AtomicBool>) -> Result<Box<Update>, Strin
     let mut trained = match source {
         Source::Samples(data) => {
             let run = Run { plan: plan.clone(), loss_base: terms.loss_base, until: None, cancel: unwanted.clone() };
-            edge::train(base.model.clone(), &base.model.bytes()[..], &data, &run)?
+            edge::train(base.model.clone(), &base.model.bytes()[..], &data, &run, &edge::Guard::default())?
         }
         Source::Vector { seed, node, examples } => fixed(&base, seed, node, examples, terms.loss_base),
     };
@@ -165,11 +165,11 @@ fn correction(terms: &Terms, base: &Version, memory: Option<&Leftover>) -> Optio
 
 /// What a training that gives a fixed vector gives.
 fn fixed(base: &Version, seed: u64, node: u64, examples: u64, loss_base: bool) -> Trained {
-    let exchanged = || base.model.layout().exchanged();
+    let exchanged = || base.travelling.layout().exchanged();
     let statistics = exchanged().filter(|(spec, _)| spec.class == ParameterClass::Statistic);
     let statistics: Vec<Range<usize>> = statistics.map(|(_, range)| range).collect();
     Trained {
-        delta: vector(seed, node, base.weights.values().len()),
+        delta: vector(seed, node, base.travelling.values().len()),
         tensors: base.tensors(),
         statistics,
         examples,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::build::{Attribute, Builder, numbers};
 use super::digits::{digits, model};
-use crate::training::{Dataset, Optimizer, Outcome, Plan, TrainingError, evaluate, train, train_until};
+use crate::training::{Dataset, Optimizer, Outcome, Plan, TrainingError, Watch, evaluate, train, train_watched};
 
 pub(super) fn plan() -> Plan {
     Plan { optimizer: Optimizer::sgd(0.05, 0.9, 0.0), epochs: 8, batch_size: 32, seed: 5, ..Plan::default() }
@@ -83,7 +83,13 @@ fn a_run_that_has_enough_ends_with_what_it_has_and_at_least_one_step() {
     let until = |steps: u64| {
         let asked = AtomicU64::new(0);
         let enough = || asked.fetch_add(1, Ordering::Relaxed) >= steps;
-        train_until(model.clone(), &data, &plan(), &|_| (), &AtomicBool::new(false), &enough).unwrap()
+        train_watched(
+            model.clone(),
+            &data,
+            &plan(),
+            Watch { progress: &|_| (), cancel: &AtomicBool::new(false), enough: &enough, held_out: None },
+        )
+        .unwrap()
     };
     let (none, three, epoch) = (until(0), until(3), until(10));
     assert_eq!((none.steps, none.partial, three.steps, three.partial), (1, true, 3, true));
