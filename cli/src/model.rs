@@ -268,6 +268,16 @@ pub(crate) struct Publish {
     /// Class labels, one a line
     #[arg(long, value_name = "FILE")]
     labels_file: Option<PathBuf>,
+    /// Put a low-rank adapter (LoRA) beside each weight of a MatMul or Gemm whose name fits one of these patterns; a task
+    /// trains the adapters alone with trained = ["*.lora_?"]
+    #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
+    lora: Vec<String>,
+    /// Rank of the adapters
+    #[arg(long, value_name = "R", default_value_t = 8, requires = "lora")]
+    lora_rank: usize,
+    /// Seed of their first values
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "lora")]
+    lora_seed: u64,
     #[command(flatten)]
     preprocessing: PreprocessingFlags,
     #[command(flatten)]
@@ -279,7 +289,11 @@ pub(crate) struct Publish {
 
 impl Publish {
     async fn run(self) -> anyhow::Result<()> {
-        let model = read(&self.file)?;
+        let (mut model, mut adapted) = (read(&self.file)?, Vec::new());
+        if !self.lora.is_empty() {
+            let with = fedge_models::lora::adapt(&model, &self.lora, self.lora_rank, self.lora_seed)?;
+            (model, adapted) = (with.model, with.weights);
+        }
         let labels = match &self.labels_file {
             Some(path) => {
                 let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -292,7 +306,20 @@ impl Publish {
         if self.json {
             return output::json(&serde_json::json!({
                 "name": version.name, "number": version.number, "digest": model.digest(), "bytes": version.size_bytes,
+                "adapted": adapted,
             }));
+        }
+        if !adapted.is_empty() {
+            let layout = model.layout();
+            let values =
+                |part: &str| layout.exchanged().filter(|(spec, _)| spec.name.ends_with(part)).map(|(_, r)| r.len());
+            let own: usize = [".lora_A", ".lora_B"].into_iter().flat_map(values).sum();
+            println!(
+                "Adapters of rank {} beside {}: {own} of {} values. Train them alone with trained = [\"*.lora_?\"].",
+                self.lora_rank,
+                adapted.join(", "),
+                layout.exchanged_len()
+            );
         }
         println!("Published {} version {} ({}).", version.name, version.number, output::short_digest(&version.digest));
         Ok(())

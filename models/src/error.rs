@@ -76,8 +76,10 @@ pub enum ModelError {
         problem: String,
     },
     /// A selection of parameters does not fit the model.
-    #[error("what is to be trained {problem}")]
+    #[error("{field} {problem}")]
     Selection {
+        /// "trained" or "local".
+        field: &'static str,
         /// What it names, and what there is.
         problem: String,
     },

@@ -12,6 +12,7 @@ mod classify;
 mod selection;
 
 pub(crate) use classify::classify;
+pub(crate) use selection::fits;
 pub use selection::{Exchange, Selection};
 
 /// What training may do to a float initializer.

@@ -7,6 +7,7 @@ pub mod external;
 pub mod float;
 mod growth;
 pub mod layout;
+pub mod lora;
 pub mod mending;
 pub mod model;
 pub mod operators;

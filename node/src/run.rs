@@ -143,8 +143,10 @@ pub async fn run(
     }
     let repository = Arc::new(repository);
     let downloads = Arc::new(Downloads::open(folder.join("incoming"))?);
+    let memory = Memory::open(folder.join("memory"))?;
     let shelf = Shelf::new(folder.join("models"), downloads.clone(), KEPT_VERSIONS);
-    let versions = Arc::new(Versions::new(shelf, repository.clone(), samples.clone(), config.data.clone()));
+    let versions =
+        Arc::new(Versions::new(shelf, repository.clone(), samples.clone(), config.data.clone(), memory.clone()));
     let drift = config.drift.options().map(DriftWatch::new);
     let training = &config.training;
     let options =
@@ -152,7 +154,7 @@ pub async fn run(
     let workshop = Workshop {
         learner: Arc::new(Edge::new(versions.clone(), samples.clone(), drift.clone(), options)),
         outbox: Outbox::open(folder.join("outbox"))?,
-        memory: Memory::open(folder.join("memory"))?,
+        memory,
         downloads,
     };
     let shared = SharedIdentity::new(identity.clone());

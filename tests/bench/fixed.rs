@@ -83,7 +83,7 @@ impl Learner for FixedVector {
                 partial: false,
                 duration_ms: 0,
             };
-            Ok(Trained { delta, tensors, statistics: Vec::new(), examples, metrics })
+            Ok(Trained { delta, tensors, statistics: Vec::new(), examples, own: None, metrics })
         }))
     }
 

@@ -14,6 +14,7 @@ mod identities;
 mod kills;
 #[path = "../bench/model.rs"]
 mod linear;
+mod partial;
 mod rest_tls;
 mod rounds;
 mod simulate;

@@ -17,7 +17,7 @@ pub enum CreateError {
     #[error(transparent)]
     Task(#[from] TaskError),
     /// The file asks for what the model does not have.
-    #[error("model {model:?}: {problem} (training.trained in the task file)")]
+    #[error("model {model:?} does not go with the task's [training]: {problem}")]
     Untrained {
         /// The lineage.
         model: String,

@@ -48,6 +48,8 @@ pub struct TrainingPlan {
     pub clip_norm: f32,
     /// Which parameters are trained.
     pub trained: Trained,
+    /// Patterns of what is trained on each node and stays there.
+    pub local: Vec<String>,
     /// BatchNormalization uses its running statistics and leaves them.
     pub frozen_statistics: bool,
     /// Pictures are mirrored, left to right, at random.
@@ -81,6 +83,7 @@ impl Default for TrainingPlan {
             warmup_steps: 0,
             clip_norm: 0.0,
             trained: Trained::Group(Group::All),
+            local: Vec::new(),
             frozen_statistics: false,
             flip: false,
             crop: 0,
@@ -178,7 +181,7 @@ impl TrainingPlan {
             Trained::Group(Group::BiasesAndNorms) => Selection::BiasesAndNorms,
             Trained::Patterns(patterns) => Selection::Named(patterns.as_slice().into()),
         };
-        Exchange { trained, statistics: !self.frozen_statistics }
+        Exchange { trained, statistics: !self.frozen_statistics, local: self.local.as_slice().into() }
     }
 
     /// Checks every range.
@@ -204,10 +207,14 @@ impl TrainingPlan {
         require("training.clip_norm", clip, clip >= 0.0 && clip.is_finite(), "0 (any norm) or more")?;
         require("training.proximal_mu", self.proximal_mu, (0.0..=1000.0).contains(&self.proximal_mu), "0 to 1000")?;
         require("training.crop", self.crop, self.crop <= 256, "0 to 256 pixels")?;
+        let sane =
+            |patterns: &[String]| patterns.len() <= 1000 && patterns.iter().all(|p| (1..=1000).contains(&p.len()));
         if let Trained::Patterns(patterns) = &self.trained {
-            let sane = (1..=1000).contains(&patterns.len()) && patterns.iter().all(|p| (1..=1000).contains(&p.len()));
+            let sane = !patterns.is_empty() && sane(patterns);
             require("training.trained", patterns.len(), sane, "1 to 1000 patterns of 1 to 1000 characters")?;
         }
+        let local = &self.local;
+        require("training.local", local.len(), sane(local), "up to 1000 patterns of 1 to 1000 characters")?;
         self.check_loss()
     }
 

@@ -60,11 +60,47 @@ pub struct Exchange {
     pub trained: Selection,
     /// Whether running means and variances move, and so travel.
     pub statistics: bool,
+    /// Patterns of what moves and stays on its node all the same: a head of its own (Arivazhagan et al. 2019, FedPer), or
+    /// normalizations of its own (Li et al. 2021, FedBN). None: nothing.
+    pub local: Arc<[String]>,
 }
 
 impl Exchange {
     /// Whether this parameter travels.
     pub fn takes(&self, spec: &ParameterSpec) -> bool {
+        self.moves(spec) && !self.is_local(spec)
+    }
+
+    /// Whether this parameter is trained on a node, and stays there.
+    pub fn stays(&self, spec: &ParameterSpec) -> bool {
+        self.moves(spec) && self.is_local(spec)
+    }
+
+    /// Checks it against a model: each pattern has to fit something that moves, and something has to travel.
+    ///
+    /// # Errors
+    /// [`ModelError::Selection`] names the pattern, and some of the parameters that there are.
+    pub fn check(&self, layout: &Layout) -> Result<(), ModelError> {
+        let refused = |field| move |problem| ModelError::Selection { field, problem };
+        self.trained.check(layout).map_err(refused("trained"))?;
+        let moving = || layout.parameters().iter().filter(|spec| self.moves(spec));
+        if let Some(pattern) = self.local.iter().find(|pattern| !moving().any(|spec| fits(pattern, &spec.name))) {
+            let known: Vec<&str> = moving().take(SHOWN).map(|spec| spec.name.as_str()).collect();
+            let known = known.join(", ");
+            let problem = format!("names {pattern:?}, which fits nothing that is trained; among that are {known}");
+            return Err(refused("local")(problem));
+        }
+        if moving().any(|spec| self.stays(spec)) && !moving().any(|spec| self.takes(spec)) {
+            return Err(refused("local")("leaves nothing that travels; name less".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn is_local(&self, spec: &ParameterSpec) -> bool {
+        self.local.iter().any(|pattern| fits(pattern, &spec.name))
+    }
+
+    fn moves(&self, spec: &ParameterSpec) -> bool {
         match spec.class {
             ParameterClass::Trainable => self.trained.takes(&spec.name, spec.shape.len()),
             ParameterClass::Statistic => self.statistics,
@@ -77,10 +113,27 @@ impl Layout {
     /// The same parameters, of which those that do not travel are constants: what updates of a task are laid out by.
     ///
     /// # Errors
-    /// [`ModelError::Selection`] as [`Selection::check`] says.
+    /// As [`Exchange::check`].
     pub fn exchanging(&self, exchange: &Exchange) -> Result<Layout, ModelError> {
-        exchange.trained.check(self).map_err(|problem| ModelError::Selection { problem })?;
-        let class = |spec: &ParameterSpec| if exchange.takes(spec) { spec.class } else { ParameterClass::Constant };
+        exchange.check(self)?;
+        self.only(|spec| exchange.takes(spec))
+    }
+
+    /// As [`Layout::exchanging`], of what stays on a node; it may be nothing.
+    ///
+    /// # Errors
+    /// As [`Exchange::check`].
+    pub fn staying(&self, exchange: &Exchange) -> Result<Layout, ModelError> {
+        exchange.check(self)?;
+        self.only(|spec| exchange.stays(spec))
+    }
+
+    /// The same parameters, of which those that are not kept are constants.
+    ///
+    /// # Errors
+    /// None: of a layout that is sound, this one is.
+    pub fn only(&self, kept: impl Fn(&ParameterSpec) -> bool) -> Result<Layout, ModelError> {
+        let class = |spec: &ParameterSpec| if kept(spec) { spec.class } else { ParameterClass::Constant };
         let specs = self.parameters.iter().map(|spec| ParameterSpec { class: class(spec), ..spec.clone() });
         Layout::new(specs.collect())
     }
@@ -124,7 +177,7 @@ impl Layout {
 }
 
 /// Whether a name fits a pattern of `*` and `?`; in time of at most their lengths' product.
-fn fits(pattern: &str, name: &str) -> bool {
+pub(crate) fn fits(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
     // Where the last star was met, and how much of the name it has taken.
@@ -171,7 +224,7 @@ mod tests {
     #[test]
     fn what_is_not_trained_does_not_travel_and_values_find_their_places_again() {
         let full = layout();
-        let exchange = Exchange { trained: named(&["fc.*", "conv.b?as"]), statistics: false };
+        let exchange = Exchange { trained: named(&["fc.*", "conv.b?as"]), statistics: false, local: Arc::default() };
         let part = full.exchanging(&exchange).unwrap();
         assert_eq!(part.exchanged_len(), 8);
         assert_ne!(part.digest(), full.digest());
@@ -190,10 +243,27 @@ mod tests {
     #[test]
     fn a_task_that_trains_everything_has_the_models_own_layout() {
         let full = layout();
-        let all = full.exchanging(&Exchange { trained: Selection::All, statistics: true }).unwrap();
+        let all =
+            full.exchanging(&Exchange { trained: Selection::All, statistics: true, local: Arc::default() }).unwrap();
         assert_eq!((all.digest(), full.ranges_of(&all)), (full.digest(), vec![0..14]));
-        let norms = Exchange { trained: Selection::BiasesAndNorms, statistics: true };
+        let norms = Exchange { trained: Selection::BiasesAndNorms, statistics: true, local: Arc::default() };
         assert_eq!(full.ranges_of(&full.exchanging(&norms).unwrap()), [4..8, 11..14]);
+    }
+
+    #[test]
+    fn what_is_local_is_trained_and_stays() {
+        let full = layout();
+        let local = |patterns: &[&str]| patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        let own = Exchange { trained: Selection::All, statistics: true, local: local(&["norm*", "fc.*"]) };
+        assert_eq!(full.ranges_of(&full.exchanging(&own).unwrap()), vec![0..6]);
+        assert_eq!(full.ranges_of(&full.staying(&own).unwrap()), vec![6..14]);
+        let none = Exchange { local: local(&[]), ..own.clone() };
+        assert_eq!(full.staying(&none).unwrap().exchanged_len(), 0);
+        let refused = |own: Exchange| own.check(&full).unwrap_err().to_string();
+        assert!(refused(Exchange { local: local(&["bn*"]), ..own.clone() }).contains("local names \"bn*\""));
+        let frozen = Exchange { statistics: false, local: local(&["norm*"]), ..own.clone() };
+        assert!(refused(frozen).contains("fits nothing that is trained"), "a frozen mean does not move");
+        assert!(refused(Exchange { local: local(&["*"]), ..own }).contains("nothing that travels"));
     }
 
     #[test]

@@ -172,7 +172,7 @@ mod tests {
     fn the_places_of_what_travels_hold_its_values_and_the_rest_of_the_file_stays() {
         let model = Model::from_bytes(DIGITS).unwrap();
         let trained = crate::Selection::Named(["*.bias".to_owned()].into());
-        let part = model.places().exchanging(&Exchange { trained, statistics: true }).unwrap();
+        let part = model.places().exchanging(&Exchange { trained, statistics: true, local: Arc::default() }).unwrap();
         assert_eq!((part.runs().len(), part.file_bytes()), (4, DIGITS.len() as u64));
         let mut seen = Vec::new();
         let mut file = Vec::new();

@@ -32,6 +32,9 @@ pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Resu
         (false, false) if plan.trained.len() > MAX_ENTRIES => return Err("trained names too many patterns".into()),
         (false, false) => Selection::Named(plan.trained.clone().into()),
     };
+    if plan.local.len() > MAX_ENTRIES {
+        return Err("local names too many patterns".into());
+    }
     let plan = Plan {
         objective: objective(plan.loss, plan.loss_options.clone())?,
         optimizer: optimizer(&plan)?,
@@ -39,6 +42,7 @@ pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Resu
         warmup_steps: plan.warmup_steps,
         clip_norm: plan.clip_norm,
         trained,
+        local: plan.local.clone().into(),
         frozen_statistics: plan.frozen_statistics,
         augmentation: Augmentation { flip: plan.flip, crop: plan.crop },
         epochs: plan.epochs,

@@ -97,7 +97,7 @@ async fn an_update_from_before_a_restart_is_sent_and_older_ones_are_not() {
     let outbox = room.workshop(&fixed()).outbox;
     put(&outbox, AssignmentId([1; 16]), b"older", Leftover::default());
     std::thread::sleep(Duration::from_millis(20));
-    put(&outbox, AssignmentId([2; 16]), b"newer", Leftover { residual: Some(&[1.0]), control: None });
+    put(&outbox, AssignmentId([2; 16]), b"newer", Leftover { residual: Some(&[1.0]), ..Leftover::default() });
     let _node = start(&room, &fixed()).await;
     wait_for("the update", || committed(&room, 2)).await;
     wait_for("the end of it", || files(&room, "outbox") == 0 && files(&room, "memory/digits") == 1).await;

@@ -109,6 +109,7 @@ mod tests {
             tensors: [len].into(),
             statistics: std::iter::once(0..144).collect(),
             examples: 32,
+            own: None,
             metrics,
         };
         let mut control = OwnControl::new(&plan, &trained);

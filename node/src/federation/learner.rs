@@ -11,6 +11,7 @@ use fedge_proto::federation::federation_client::FederationClient;
 use tonic::transport::Channel;
 
 use super::convert::Version;
+use super::memory::Own;
 use super::outbox::Metrics;
 use crate::status::ServedModel;
 use crate::training::{Objective, Plan};
@@ -70,6 +71,8 @@ pub struct Run {
     pub plan: Plan,
     /// Whether the base's loss is asked for.
     pub loss_base: bool,
+    /// What stayed here of earlier trainings of the task; put into the base before this one.
+    pub own: Option<Own>,
     /// When to end with what was trained until then; none: after the plan's last step alone.
     pub until: Option<Instant>,
     /// Set when nobody waits for it any more.
@@ -87,6 +90,8 @@ pub struct Trained {
     pub statistics: Vec<Range<usize>>,
     /// Samples trained on, the weight in the average.
     pub examples: u64,
+    /// What was trained and stays here.
+    pub own: Option<Own>,
     /// What it was like.
     pub metrics: Metrics,
 }

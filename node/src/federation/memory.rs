@@ -1,10 +1,11 @@
-//! What a node remembers of a task from one update to the next: what its encoding lost, and SCAFFOLD's own control variate.
+//! What a node remembers of a task from one update to the next: what its encoding lost, SCAFFOLD's own control variate, and
+//! the layers that stay on it.
 //! Valid memory alone: what the update on its way leaves behind lies beside it in `outbox` until its outcome is known.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fedge_models::Digest;
+use fedge_models::{Digest, Model, ModelError, Weights};
 use serde::{Deserialize, Serialize};
 
 use super::record::{self, Draft, Record, RecordError, Synced};
@@ -24,19 +25,45 @@ pub struct Key {
     pub layout: Digest,
 }
 
-/// What an update leaves behind for the next one of its task. One value an exchanged parameter, in the layout's order.
+/// Parameters that were trained here and stay here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Own {
+    /// Their names, in the layout's order.
+    pub names: Vec<String>,
+    /// Their values, one after the other.
+    pub values: Vec<f32>,
+}
+
+impl Own {
+    /// Puts the values into the model that has these parameters. What is of another size is left out.
+    ///
+    /// # Errors
+    /// [`ModelError`] where the model can't be written.
+    pub fn put_into(&self, model: &Model) -> Result<Model, ModelError> {
+        let own = model.layout().only(|spec| spec.is_exchanged() && self.names.contains(&spec.name))?;
+        let mut values = model.weights().into_values();
+        if own.exchanged_len() == self.values.len() {
+            model.layout().scatter(&own, &self.values, &mut values);
+        }
+        model.with_weights(&Weights::new(model.layout().clone(), values)?)
+    }
+}
+
+/// What an update leaves behind for the next one of its task. One value a parameter that travels, in the layout's order.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Leftover<'a> {
     /// What the encoding lost, to be added to the next update before it is encoded.
     pub residual: Option<&'a [f32]>,
     /// SCAFFOLD's c_i.
     pub control: Option<&'a [f32]>,
+    /// What stays here.
+    pub own: Option<&'a Own>,
 }
 
 impl Leftover<'_> {
     /// Whether there is nothing to remember.
     pub fn is_empty(&self) -> bool {
-        self.residual.is_none() && self.control.is_none()
+        self.residual.is_none() && self.control.is_none() && self.own.is_none()
     }
 }
 
@@ -45,10 +72,21 @@ impl Leftover<'_> {
 struct Header {
     key: Key,
     sha256: Digest,
-    /// Values of each part.
+    /// Values of residual and control, each.
     values: u64,
     residual: bool,
     control: bool,
+    /// Names of the parameters that stay here; their values come last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    own: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    own_values: u64,
+}
+
+// serde gives a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// The valid memories of a node, a folder: `<model>/<task>`.
@@ -101,6 +139,19 @@ impl Memory {
         Ok(Some(values))
     }
 
+    /// What stays here of the task's model; none before its first update counted.
+    ///
+    /// # Errors
+    /// As [`Memory::add_residual`].
+    pub fn own(&self, key: &Key) -> Result<Option<Own>, RecordError> {
+        let Some(mut found) = self.find(key, None)?.filter(|f| !f.header.own.is_empty()) else { return Ok(None) };
+        let names = std::mem::take(&mut found.header.own);
+        let mut values = Vec::with_capacity(found.header.own_values as usize);
+        let start = found.header.shared_bytes();
+        found.look(start, found.header.own_values * 4, |_, value| values.push(value))?;
+        Ok(Some(Own { names, values }))
+    }
+
     /// Writes what an update leaves behind into a folder, without a name: not valid yet.
     ///
     /// # Errors
@@ -109,7 +160,7 @@ impl Memory {
         let mut draft = Draft::new_in(folder)?;
         let failed = RecordError::at("write into", folder);
         let parts = [leftover.residual, leftover.control];
-        for part in parts.into_iter().flatten() {
+        for part in parts.into_iter().chain([leftover.own.map(|own| &own.values[..])]).flatten() {
             for piece in part.chunks(PIECE_VALUES) {
                 let bytes: Vec<u8> = piece.iter().flat_map(|value| value.to_le_bytes()).collect();
                 draft.body().write_all(&bytes).map_err(&failed)?;
@@ -118,7 +169,9 @@ impl Memory {
         let (finished, sha256, _) = draft.finish()?;
         let values = parts.into_iter().flatten().map(|part| part.len() as u64).next().unwrap_or_default();
         let (residual, control) = (leftover.residual.is_some(), leftover.control.is_some());
-        finished.head(KIND, &Header { key: key.clone(), sha256, values, residual, control })?.sync()
+        let own = leftover.own.map(|own| own.names.clone()).unwrap_or_default();
+        let own_values = leftover.own.map_or(0, |own| own.values.len() as u64);
+        finished.head(KIND, &Header { key: key.clone(), sha256, values, residual, control, own, own_values })?.sync()
     }
 
     /// Makes a record that [`Memory::draft`] wrote and that was named `tentative` the valid memory of its task: renamed,
@@ -153,9 +206,9 @@ impl Memory {
         let path = self.path(key);
         let open = || {
             let (mut record, header) = Record::open::<Header>(&path, KIND)?;
-            let parts = u64::from(header.residual) + u64::from(header.control);
             let unfit = values.is_some_and(|values| values as u64 != header.values);
-            if header.key != *key || unfit || Some(record.bytes) != header.values.checked_mul(parts * 4) {
+            let bytes = header.own_values.checked_mul(4).and_then(|own| own.checked_add(header.shared_bytes()));
+            if header.key != *key || unfit || Some(record.bytes) != bytes {
                 return Err(RecordError::damaged(&path, "it is of another task, layout or size"));
             }
             record.verify(header.sha256)?;
@@ -177,6 +230,14 @@ impl Memory {
     }
 }
 
+impl Header {
+    /// Length of residual and control together; of a header that nobody wrote, more than any file has.
+    fn shared_bytes(&self) -> u64 {
+        let parts = u64::from(self.residual) + u64::from(self.control);
+        self.values.checked_mul(parts * 4).unwrap_or(u64::MAX)
+    }
+}
+
 struct Found {
     record: Record,
     header: Header,
@@ -184,11 +245,15 @@ struct Found {
 
 impl Found {
     /// Looks at the values of a part: the residual is the first one that is there.
-    fn each(&mut self, part: u64, mut look: impl FnMut(usize, f32)) -> Result<(), RecordError> {
+    fn each(&mut self, part: u64, look: impl FnMut(usize, f32)) -> Result<(), RecordError> {
         let bytes = self.header.values * 4;
+        self.look(part * bytes, bytes, look)
+    }
+
+    fn look(&mut self, start: u64, bytes: u64, mut look: impl FnMut(usize, f32)) -> Result<(), RecordError> {
         let mut index = 0;
         // A piece has a multiple of 4 bytes.
-        self.record.pieces(part * bytes, bytes, |piece| {
+        self.record.pieces(start, bytes, |piece| {
             for value in piece.as_chunks::<4>().0 {
                 look(index, f32::from_le_bytes(*value));
                 index += 1;
@@ -230,7 +295,7 @@ mod tests {
     }
 
     fn residual(values: &[f32]) -> Leftover<'_> {
-        Leftover { residual: Some(values), control: None }
+        Leftover { residual: Some(values), ..Leftover::default() }
     }
 
     #[test]
@@ -252,18 +317,41 @@ mod tests {
     fn both_parts_are_found_and_each_is_left_alone_where_it_is_not_there() {
         let room = Room::new();
         let key = key("a");
-        room.keep(&key, Leftover { residual: Some(&[1.0, 2.0]), control: Some(&[3.0, 4.0]) });
+        room.keep(&key, Leftover { residual: Some(&[1.0, 2.0]), control: Some(&[3.0, 4.0]), own: None });
         let mut delta = [0.0, 0.0];
         assert!(room.memory().add_residual(&key, &mut delta).unwrap());
         let correction = |server: Option<Vec<f32>>| room.memory().correction(&key, server).unwrap();
         assert_eq!((delta, correction(Some(vec![10.0; 2]))), ([1.0, 2.0], Some(vec![7.0, 6.0])));
         assert_eq!(correction(None), Some(vec![-3.0, -4.0]), "the server's is zero");
         assert_eq!(correction(Some(vec![1.0])), Some(vec![1.0]), "of another size: not looked at");
-        room.keep(&key, Leftover { residual: None, control: Some(&[1.0, 1.0]) });
+        room.keep(&key, Leftover { control: Some(&[1.0, 1.0]), ..Leftover::default() });
         assert!(!room.memory().add_residual(&key, &mut delta).unwrap());
         assert_eq!(correction(Some(vec![7.0, 6.0])), Some(vec![6.0, 5.0]));
         room.keep(&key, residual(&[1.0, 2.0]));
         assert_eq!((correction(None), correction(Some(vec![1.0; 2]))), (None, Some(vec![1.0; 2])));
+    }
+
+    #[test]
+    fn what_stays_is_found_beside_what_was_lost_and_goes_into_the_model() {
+        let room = Room::new();
+        let key = key("a");
+        let model = Model::from_bytes(&include_bytes!("../../../models/zoo/digits_cnn.onnx")[..]).unwrap();
+        let own = Own { names: vec!["fc2.bias".into()], values: (0u8..10).map(f32::from).collect() };
+        assert_eq!(room.memory().own(&key).unwrap(), None);
+        room.keep(&key, Leftover { residual: Some(&[1.0, 2.0]), control: None, own: Some(&own) });
+        let found = room.memory().own(&key).unwrap().unwrap();
+        assert_eq!(found, own);
+        let mut values = [0.0, 0.0];
+        assert!(room.memory().add_residual(&key, &mut values).unwrap() && values == [1.0, 2.0]);
+        let changed = found.put_into(&model).unwrap();
+        let (range, before) = (model.layout().range("fc2.bias").unwrap(), model.weights());
+        for (index, value) in changed.weights().values().iter().enumerate() {
+            let expected =
+                if range.contains(&index) { own.values[index - range.start] } else { before.values()[index] };
+            assert_eq!(*value, expected, "{index}");
+        }
+        room.keep(&key, residual(&[1.0]));
+        assert_eq!(room.memory().own(&key).unwrap(), None, "the newest alone");
     }
 
     #[test]

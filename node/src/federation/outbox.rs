@@ -300,7 +300,7 @@ pub(crate) mod tests {
     }
 
     fn residual(value: &[f32]) -> Leftover<'_> {
-        Leftover { residual: Some(value), control: None }
+        Leftover { residual: Some(value), ..Leftover::default() }
     }
 
     #[test]

@@ -11,6 +11,8 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::convert::Version;
 use super::learner::Client;
+use super::memory::{Key, Memory};
+use super::record::RecordError;
 use super::shelf::{MODEL_FILE, Shelf, ShelfError};
 use crate::config::DataFile;
 use crate::inference::{ModelRepository, PrepareError, PrepareOptions, Serving, prepare};
@@ -33,6 +35,9 @@ pub enum VersionError {
     /// Not servable.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
+    /// What stayed here.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// The sample store.
     #[error(transparent)]
     Samples(#[from] SampleError),
@@ -48,6 +53,8 @@ pub struct Versions {
     repository: Arc<ModelRepository>,
     samples: SampleStore,
     data: Vec<DataFile>,
+    /// Layers that stay on this node.
+    memory: Memory,
     /// Files that are in the store, by lineage.
     ingested: AsyncMutex<BTreeMap<String, usize>>,
     /// One preparation at a time: it takes memory and both of a small device's cores.
@@ -59,9 +66,17 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// Versions of this shelf, served by `repository`; `data` is read into `samples` once its lineage is known.
-    pub fn new(shelf: Shelf, repository: Arc<ModelRepository>, samples: SampleStore, data: Vec<DataFile>) -> Versions {
+    /// Versions of this shelf, served by `repository` with the layers that `memory` has of their tasks; `data` is read into
+    /// `samples` once its lineage is known.
+    pub fn new(
+        shelf: Shelf,
+        repository: Arc<ModelRepository>,
+        samples: SampleStore,
+        data: Vec<DataFile>,
+        memory: Memory,
+    ) -> Versions {
         Versions {
+            memory,
             shelf,
             repository,
             samples,
@@ -113,6 +128,24 @@ impl Versions {
         }
     }
 
+    /// The package with the layers that stayed here of the task that made it, if it has any.
+    ///
+    /// # Errors
+    /// [`VersionError`].
+    pub async fn with_own(&self, package: Package) -> Result<Package, VersionError> {
+        let memory = self.memory.clone();
+        let put = move || {
+            let manifest = &package.manifest;
+            let Some(task) = manifest.task.clone() else { return Ok(package) };
+            let key = Key { model: manifest.name.clone(), task, layout: manifest.layout };
+            Ok(match memory.own(&key)? {
+                Some(own) => Package { model: own.put_into(&package.model)?, ..package },
+                None => package,
+            })
+        };
+        tokio::task::spawn_blocking(put).await.map_err(|e| VersionError::Interrupted(e.to_string()))?
+    }
+
     /// The ONNX file of a version that is on disk.
     ///
     /// # Errors
@@ -160,6 +193,7 @@ impl Versions {
     }
 
     async fn prepare_and_swap(&self, package: Package, options: PrepareOptions) -> Result<Arc<Serving>, VersionError> {
+        let package = self.with_own(package).await?;
         let name = package.manifest.name.clone();
         let calibration = self.samples.calibration_set(&name, CALIBRATION_SAMPLES).await?;
         let labelled = self.check_samples(&name).await?;

@@ -62,7 +62,16 @@ impl Workshop {
         if let Some(control) = training.terms.control {
             training.plan.correction = self.correction(client, &key, control).await?;
         }
+        let own = match training.plan.local.is_empty() {
+            true => None,
+            false => {
+                let (memory, key) = (self.memory.clone(), key.clone());
+                let own = tokio::task::spawn_blocking(move || memory.own(&key)).await;
+                own.map_err(|e| format!("reading was interrupted: {e}"))?.map_err(|e| e.to_string())?
+            }
+        };
         let run = Run {
+            own,
             plan: training.plan.clone(),
             loss_base: training.terms.loss_base,
             until: training.terms.accept_partial.then(|| training.deadline.end_of_training()),
@@ -152,7 +161,8 @@ fn persist(outbox: &Outbox, memory: &Memory, key: Key, training: Training, mut t
     let mut draft = outbox.draft().map_err(|e| e.to_string())?;
     let control = encoding::encode(&mut trained, &plan, &terms, id, draft.body()).map_err(|e| e.to_string())?;
     // From here on `delta` holds what was lost.
-    let leftover = Leftover { residual: lossy.then_some(&trained.delta[..]), control: control.as_deref() };
+    let residual = lossy.then_some(&trained.delta[..]);
+    let leftover = Leftover { residual, control: control.as_deref(), own: trained.own.as_ref() };
     let values = trained.delta.len();
     let announcement = Announcement {
         key,

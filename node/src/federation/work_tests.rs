@@ -54,7 +54,7 @@ impl Learner for Fixed {
                 duration_ms: 1,
             };
             let tensors = Arc::from([fixed.delta.len()]);
-            Ok(Trained { delta: fixed.delta, tensors, statistics: vec![], examples: 7, metrics })
+            Ok(Trained { delta: fixed.delta, tensors, statistics: vec![], examples: 7, own: None, metrics })
         }))
     }
 

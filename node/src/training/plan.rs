@@ -30,6 +30,8 @@ pub struct Plan {
     pub clip_norm: f32,
     /// Which parameters are trained; the others keep their values.
     pub trained: Selection,
+    /// Patterns of those that stay on their node: trained, and not sent.
+    pub local: Arc<[String]>,
     /// Normalize by BatchNormalization's running statistics, and leave them as they are.
     pub frozen_statistics: bool,
     /// How pictures are changed before each step.
@@ -61,6 +63,7 @@ impl Default for Plan {
             warmup_steps: 0,
             clip_norm: 0.0,
             trained: Selection::All,
+            local: Arc::default(),
             frozen_statistics: false,
             augmentation: Augmentation::default(),
             epochs: 1,
@@ -171,7 +174,7 @@ impl Schedule {
 impl Plan {
     /// Which parameters this run moves: those travel.
     pub fn exchange(&self) -> Exchange {
-        Exchange { trained: self.trained.clone(), statistics: !self.frozen_statistics }
+        Exchange { trained: self.trained.clone(), statistics: !self.frozen_statistics, local: self.local.clone() }
     }
 
     /// Checks every range. The error names the field and what is allowed.

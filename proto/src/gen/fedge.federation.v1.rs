@@ -181,6 +181,9 @@ pub struct TrainingPlan {
     /// Each picture is shifted at random by up to so many pixels, zeros coming in; 0: not.
     #[prost(uint32, tag = "20")]
     pub crop: u32,
+    /// Patterns of the parameters that are trained, do not travel and stay on the node for its next training of the task.
+    #[prost(string, repeated, tag = "21")]
+    pub local: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(oneof = "training_plan::Optimizer", tags = "5, 11")]
     pub optimizer: ::core::option::Option<training_plan::Optimizer>,
 }

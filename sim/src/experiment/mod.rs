@@ -84,6 +84,11 @@ pub enum ExperimentError {
     /// Rounds that nothing would start.
     #[error("rounds.start = \"drift\", but nothing drifts in a simulation; simulate the task with \"ready\"")]
     NoDrift,
+    /// Layers that no node of a simulation would keep.
+    #[error(
+        "training.local = {0:?}, but layers that stay on their node are not simulated; simulate the task without them"
+    )]
+    Local(Vec<String>),
     /// A machine's number.
     #[error(transparent)]
     Systems(#[from] SystemsError),
@@ -124,6 +129,9 @@ impl Experiment {
         }
         if self.task.rounds.start == RoundStart::Drift {
             return Err(ExperimentError::NoDrift);
+        }
+        if !self.task.training.local.is_empty() {
+            return Err(ExperimentError::Local(self.task.training.local.clone()));
         }
         if self.population.trainable() < self.task.rounds.min_nodes {
             return Err(self.too_few_nodes());

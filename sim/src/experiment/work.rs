@@ -119,7 +119,13 @@ fn train(job: Training, unwanted: &Arc<AtomicBool>) -> Result<Box<Update>, Strin
     plan.correction = correction(&terms, &base, memory.as_deref());
     let mut trained = match source {
         Source::Samples(data) => {
-            let run = Run { plan: plan.clone(), loss_base: terms.loss_base, until: None, cancel: unwanted.clone() };
+            let run = Run {
+                plan: plan.clone(),
+                loss_base: terms.loss_base,
+                own: None,
+                until: None,
+                cancel: unwanted.clone(),
+            };
             edge::train(base.model.clone(), &base.model.bytes()[..], &data, &run, &edge::Guard::default())?
         }
         Source::Vector { seed, node, examples } => fixed(&base, seed, node, examples, terms.loss_base),
@@ -173,6 +179,7 @@ fn fixed(base: &Version, seed: u64, node: u64, examples: u64, loss_base: bool) -
         tensors: base.tensors(),
         statistics,
         examples,
+        own: None,
         metrics: Metrics {
             steps: 1,
             loss_first: 0.0,

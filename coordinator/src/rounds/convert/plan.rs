@@ -50,6 +50,7 @@ pub fn training_plan_of(spec: &TaskSpec) -> wire::TrainingPlan {
         trained,
         biases_and_norms,
         frozen_statistics: plan.frozen_statistics,
+        local: plan.local.clone(),
         flip: plan.flip,
         crop: plan.crop,
     }
