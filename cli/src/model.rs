@@ -311,9 +311,9 @@ impl Publish {
         }
         if !adapted.is_empty() {
             let layout = model.layout();
-            let values =
-                |part: &str| layout.exchanged().filter(|(spec, _)| spec.name.ends_with(part)).map(|(_, r)| r.len());
-            let own: usize = [".lora_A", ".lora_B"].into_iter().flat_map(values).sum();
+            let is_part = |name: &str| name.ends_with(".lora_A") || name.ends_with(".lora_B");
+            let parts = layout.exchanged().filter(|(spec, _)| is_part(&spec.name));
+            let own: usize = parts.map(|(_, range)| range.len()).sum();
             println!(
                 "Adapters of rank {} beside {}: {own} of {} values. Train them alone with trained = [\"*.lora_?\"].",
                 self.lora_rank,

@@ -42,7 +42,7 @@ mod fedge {
 }
 
 /// The version of the federation protocol that this fedge speaks, on both sides.
-pub const FEDERATION_PROTOCOL: u32 = 2;
+pub const FEDERATION_PROTOCOL: u32 = 3;
 
 /// The Open Inference Protocol, generated from `inference.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used)]

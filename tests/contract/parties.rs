@@ -130,8 +130,8 @@ pub(crate) struct Node {
 impl Node {
     async fn hello(&mut self) {
         let hello = HelloRequest {
-            protocol_min: 2,
-            protocol_max: 2,
+            protocol_min: fedge_proto::FEDERATION_PROTOCOL,
+            protocol_max: fedge_proto::FEDERATION_PROTOCOL,
             catalogue: u32::MAX,
             software: "test".into(),
             inference_address: String::new(),

@@ -245,7 +245,7 @@ mod tests {
         let full = layout();
         let all =
             full.exchanging(&Exchange { trained: Selection::All, statistics: true, local: Arc::default() }).unwrap();
-        assert_eq!((all.digest(), full.ranges_of(&all)), (full.digest(), vec![0..14]));
+        assert_eq!((all.digest(), full.ranges_of(&all)), (full.digest(), vec![Range { start: 0, end: 14 }]));
         let norms = Exchange { trained: Selection::BiasesAndNorms, statistics: true, local: Arc::default() };
         assert_eq!(full.ranges_of(&full.exchanging(&norms).unwrap()), [4..8, 11..14]);
     }
@@ -255,8 +255,8 @@ mod tests {
         let full = layout();
         let local = |patterns: &[&str]| patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
         let own = Exchange { trained: Selection::All, statistics: true, local: local(&["norm*", "fc.*"]) };
-        assert_eq!(full.ranges_of(&full.exchanging(&own).unwrap()), vec![0..6]);
-        assert_eq!(full.ranges_of(&full.staying(&own).unwrap()), vec![6..14]);
+        assert_eq!(full.ranges_of(&full.exchanging(&own).unwrap()), vec![Range { start: 0, end: 6 }]);
+        assert_eq!(full.ranges_of(&full.staying(&own).unwrap()), vec![Range { start: 6, end: 14 }]);
         let none = Exchange { local: local(&[]), ..own.clone() };
         assert_eq!(full.staying(&none).unwrap().exchanged_len(), 0);
         let refused = |own: Exchange| own.check(&full).unwrap_err().to_string();

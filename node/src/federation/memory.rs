@@ -234,7 +234,7 @@ impl Header {
     /// Length of residual and control together; of a header that nobody wrote, more than any file has.
     fn shared_bytes(&self) -> u64 {
         let parts = u64::from(self.residual) + u64::from(self.control);
-        self.values.checked_mul(parts * 4).unwrap_or(u64::MAX)
+        self.values.saturating_mul(parts * 4)
     }
 }
 
