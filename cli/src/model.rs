@@ -269,7 +269,7 @@ pub(crate) struct Publish {
     #[arg(long, value_name = "FILE")]
     labels_file: Option<PathBuf>,
     /// Put a low-rank adapter (LoRA) beside each weight of a MatMul or Gemm whose name fits one of these patterns; a task
-    /// trains the adapters alone with trained = ["*.lora_?"]
+    /// trains the adapters alone with trained = ["*.lora_?"] and frozen_statistics = true
     #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
     lora: Vec<String>,
     /// Rank of the adapters
@@ -315,7 +315,8 @@ impl Publish {
             let parts = layout.exchanged().filter(|(spec, _)| is_part(&spec.name));
             let own: usize = parts.map(|(_, range)| range.len()).sum();
             println!(
-                "Adapters of rank {} beside {}: {own} of {} values. Train them alone with trained = [\"*.lora_?\"].",
+                "Adapters of rank {} beside {}: {own} of {} values. Train them alone with \
+                 trained = [\"*.lora_?\"] and frozen_statistics = true.",
                 self.lora_rank,
                 adapted.join(", "),
                 layout.exchanged_len()

@@ -31,18 +31,21 @@ fn a_node_outside_its_hours_is_not_selected_and_only_what_is_trained_travels() {
     assert!(before.contains("hours = \"\""));
     std::fs::write(&config, before.replace("hours = \"\"", &hours)).expect("node.toml");
     night.restart();
-    wait_for("a node that rests", || {
-        let nodes = json(&mut coordinator.as_operator(&["coordinator", "nodes", "--json"]));
-        let nodes = nodes.as_array().expect("nodes").clone();
-        let ready = |id: &str, rests: bool| {
-            nodes.iter().any(|node| {
-                node["node"].as_str().is_some_and(|name| name.ends_with(id))
-                    && node["resting"].as_str().is_some_and(|why| why.contains("training hours") == rests)
-                    && node["serving"][0]["training_samples"].as_u64() > Some(0)
-            })
-        };
-        (ready("day", false) && ready("night", true)).then_some(())
-    });
+    // As the coordinator knows them: who has samples, and who of them rests.
+    let known = |night_rests: bool| {
+        wait_for("nodes with samples", || {
+            let nodes = json(&mut coordinator.as_operator(&["coordinator", "nodes", "--json"]));
+            let ready = |id: &str, rests: bool| {
+                nodes.as_array().expect("nodes").iter().any(|node| {
+                    node["node"].as_str().is_some_and(|name| name.ends_with(id))
+                        && node["resting"].as_str().is_some_and(|why| why.contains("training hours") == rests)
+                        && node["serving"][0]["training_samples"].as_u64() > Some(0)
+                })
+            };
+            (ready("day", false) && ready("night", night_rests)).then_some(())
+        });
+    };
+    known(true);
     let rests = night.status()["status"]["resting"].as_str().unwrap_or_default().to_owned();
     assert!(rests.starts_with("outside its training hours"), "{rests}");
 
@@ -57,9 +60,7 @@ fn a_node_outside_its_hours_is_not_selected_and_only_what_is_trained_travels() {
     night.kill();
     std::fs::write(&config, before).expect("node.toml");
     night.restart();
-    wait_for("a node that is back", || {
-        night.status()["status"]["resting"].as_str().is_some_and(str::is_empty).then_some(())
-    });
+    known(false);
     let both = HEAD.replace("min_nodes = 1", "min_nodes = 2");
     let round = coordinator.wait_for_end(&coordinator.create_task(&both))["rounds"][0].clone();
     assert_eq!((&round["outcome"], &round["bytes_up"]), (&"aggregated".into(), &(2 * HEAD_BYTES).into()), "{round}");

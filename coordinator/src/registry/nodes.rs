@@ -97,13 +97,13 @@ impl NodeRegistry {
         self.update(node, |entry| (entry.serving, entry.resting) = (serving, resting))
     }
 
-    /// Nodes that are alive, do not rest and have training samples for this lineage.
+    /// Nodes that are alive and have training samples for this lineage.
     pub fn available(&self, model: &str) -> BTreeSet<String> {
         let now = Instant::now();
         let mut available: BTreeSet<String> = self
             .lock()
             .iter()
-            .filter(|(_, n)| self.alive(n, now) && n.resting.is_empty())
+            .filter(|(_, n)| self.alive(n, now))
             .filter(|(_, n)| n.serving.iter().any(|s| s.model == model && s.training_samples > 0))
             .map(|(id, _)| id.clone())
             .collect();
@@ -112,6 +112,14 @@ impl NodeRegistry {
             available.extend(awaited.get(model).into_iter().flatten().cloned());
         }
         available
+    }
+
+    /// Living nodes that do not train now, by their own budgets. What they do already goes on.
+    pub fn resting(&self) -> BTreeSet<String> {
+        let now = Instant::now();
+        let nodes = self.lock();
+        let resting = nodes.iter().filter(|(_, node)| self.alive(node, now) && !node.resting.is_empty());
+        resting.map(|(id, _)| id.clone()).collect()
     }
 
     /// Living nodes with training samples for this lineage that report drift, and the version that they serve.

@@ -65,7 +65,8 @@ fn issue(spec: &TaskSpec, state: &mut TaskState, view: View) {
     let busy = work.values().filter(|w| w.status.is_open()).count();
     let unable: BTreeSet<&str> =
         work.values().filter(|w| w.status.is_open() || rests(w)).map(|w| w.node.as_str()).collect();
-    let mut idle: Vec<&str> = view.available.iter().map(String::as_str).filter(|n| !unable.contains(n)).collect();
+    let ready = view.available.difference(view.resting);
+    let mut idle: Vec<&str> = ready.map(String::as_str).filter(|n| !unable.contains(n)).collect();
     // The bound holds for the whole buffer: what it has given out is kept until its record is written.
     let room = limit.saturating_sub(busy).min(MAX_COHORT.saturating_sub(work.len()));
     if idle.len() > room {

@@ -53,7 +53,12 @@ impl Run {
     }
 
     fn event(&mut self, event: Event) {
-        let view = View { now_ms: self.now_ms, available: &self.available, drifting: &BTreeMap::new() };
+        let view = View {
+            now_ms: self.now_ms,
+            available: &self.available,
+            resting: &BTreeSet::new(),
+            drifting: &BTreeMap::new(),
+        };
         let (state, effects) = step(&self.spec, self.state.clone(), &event, view);
         self.state = state;
         self.effects.extend(effects);

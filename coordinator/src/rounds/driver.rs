@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::answers::Waiting;
+use super::base::BaseError;
 use super::board::{Board, News, TaskView, news};
 use super::fold::Payload;
 use super::mint::Minted;
@@ -56,7 +57,15 @@ impl Rounds {
         for row in store.tasks().await? {
             if !matches!(row.state.phase, Phase::Ended { .. }) {
                 let id = row.state.task_id.clone();
-                let running = Running::load(&store, row)?;
+                let running = match Running::load(&store, row) {
+                    Ok(running) => running,
+                    Err(BaseError::Store(error)) => return Err(error),
+                    // Not refused when it was created; nothing could come of it.
+                    Err(BaseError::Exchange(reason)) => {
+                        tracing::error!(task = %id, %reason, "a task asks for what its model does not have; it does not run");
+                        continue;
+                    }
+                };
                 nodes.await_again(&running.spec.model, running.awaited());
                 tasks.insert(id, running);
             }
@@ -197,6 +206,7 @@ impl Rounds {
             effects: Vec::new(),
             now_ms: self.now_ms(),
             available: self.nodes.available(&running.spec.model),
+            resting: self.nodes.resting(),
             drifting: self.nodes.drifting(&running.spec.model),
             updates: Vec::new(),
             payloads: Vec::new(),
@@ -342,6 +352,7 @@ pub(super) struct Decision {
     effects: Vec<Effect>,
     now_ms: u64,
     available: BTreeSet<String>,
+    resting: BTreeSet<String>,
     drifting: BTreeMap<String, u64>,
     updates: Vec<Accepted>,
     payloads: Vec<(AssignmentId, Payload)>,
@@ -351,7 +362,8 @@ pub(super) struct Decision {
 impl Decision {
     /// Decides what comes of one more event, at the same moment as those before it.
     pub(super) fn event(&mut self, spec: &TaskSpec, event: &Event) {
-        let view = View { now_ms: self.now_ms, available: &self.available, drifting: &self.drifting };
+        let view =
+            View { now_ms: self.now_ms, available: &self.available, resting: &self.resting, drifting: &self.drifting };
         let (next, effects) = step::step(spec, self.next.clone(), event, view);
         self.next = next;
         self.effects.extend(effects);

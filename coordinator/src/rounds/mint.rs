@@ -161,6 +161,11 @@ impl Arrays {
             let path = store.server_state(task_id, number);
             let failed = |source| MintError::State { path: path.clone(), source };
             let file = File::open(&path).map_err(failed)?;
+            let expected = (opened.arrays.len() * len * 4) as u64;
+            if server.size_bytes != expected {
+                let problem = format!("it has {} bytes, the task's parameters need {expected}", server.size_bytes);
+                return Err(failed(std::io::Error::other(problem)));
+            }
             if digest_of(&path).map_err(failed)? != server.digest {
                 return Err(failed(std::io::Error::other("it is damaged: its digest is another one")));
             }

@@ -73,14 +73,10 @@ impl Running {
     }
 
     /// A stored task. Its accepted updates have to be folded again.
-    pub(super) fn load(store: &Store, row: TaskRow) -> Result<Running, StoreError> {
+    pub(super) fn load(store: &Store, row: TaskRow) -> Result<Running, BaseError> {
         let spec = TaskSpec::parse(&row.specification)
             .map_err(|e| StoreError::Damaged { what: format!("task {}", row.state.task_id), reason: e.to_string() })?;
-        let base = Base::load(store, &spec.model, row.state.base.number, &spec.training.exchange());
-        let base = base.map_err(|error| match error {
-            BaseError::Store(error) => error,
-            BaseError::Exchange(reason) => StoreError::Damaged { what: format!("task {}", row.state.task_id), reason },
-        })?;
+        let base = Base::load(store, &spec.model, row.state.base.number, &spec.training.exchange())?;
         Ok(Running::new(spec, row.state, base))
     }
 

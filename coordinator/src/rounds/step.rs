@@ -60,7 +60,9 @@ pub struct View<'a> {
     pub now_ms: u64,
     /// Nodes that are alive, can do the task and have training samples for its model.
     pub available: &'a BTreeSet<String>,
-    /// Of those, the ones that report drift, and of which version.
+    /// Nodes that get no new training: they do not train now, by their own budgets.
+    pub resting: &'a BTreeSet<String>,
+    /// Of the available ones, those that report drift, and of which version.
     pub drifting: &'a BTreeMap<String, u64>,
 }
 
@@ -133,7 +135,8 @@ fn begin_round(spec: &TaskSpec, state: &mut TaskState, view: View) {
     let Phase::Waiting { not_before_ms } = state.phase else { return };
     let asynchronous = spec.strategy.client().asynchronous.is_some();
     let carried = asynchronous && !state.outstanding.is_empty();
-    if state.paused || view.now_ms < not_before_ms || (view.available.len() < spec.rounds.min_nodes && !carried) {
+    let ready: BTreeSet<String> = view.available.difference(view.resting).cloned().collect();
+    if state.paused || view.now_ms < not_before_ms || (ready.len() < spec.rounds.min_nodes && !carried) {
         return;
     }
     if spec.rounds.start == RoundStart::Drift {
@@ -149,7 +152,7 @@ fn begin_round(spec: &TaskSpec, state: &mut TaskState, view: View) {
     let work = if asynchronous {
         std::mem::take(&mut state.outstanding)
     } else {
-        let nodes = selection::cohort(&spec.rounds, state.round, view.available);
+        let nodes = selection::cohort(&spec.rounds, state.round, &ready);
         let new = |node| assignment(&state.task_id, &state.base, state.round, node, view.now_ms);
         nodes.into_iter().map(new).collect()
     };

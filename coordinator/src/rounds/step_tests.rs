@@ -39,6 +39,7 @@ struct Run {
     state: TaskState,
     effects: Vec<Effect>,
     available: BTreeSet<String>,
+    resting: BTreeSet<String>,
     drifting: BTreeMap<String, u64>,
     now_ms: u64,
 }
@@ -46,11 +47,20 @@ struct Run {
 impl Run {
     fn new(spec: TaskSpec, nodes: &[&str]) -> Run {
         let state = TaskState::new("t1".into(), version(1));
-        Run { spec, state, effects: vec![], available: names(nodes), drifting: BTreeMap::new(), now_ms: 0 }
+        Run {
+            spec,
+            state,
+            effects: vec![],
+            available: names(nodes),
+            resting: BTreeSet::new(),
+            drifting: BTreeMap::new(),
+            now_ms: 0,
+        }
     }
 
     fn event(&mut self, event: Event) {
-        let view = View { now_ms: self.now_ms, available: &self.available, drifting: &self.drifting };
+        let view =
+            View { now_ms: self.now_ms, available: &self.available, resting: &self.resting, drifting: &self.drifting };
         let (state, effects) = step(&self.spec, self.state.clone(), &event, view);
         self.state = state;
         self.effects.extend(effects);
@@ -99,6 +109,23 @@ fn a_round_waits_for_the_minimum_then_trains_aggregates_evaluates_and_the_task_f
     assert_eq!(run.records()[0].outcome, RoundOutcome::Aggregated(version(2)));
     assert_eq!(run.state.phase, Phase::Ended { outcome: TaskOutcome::Finished });
     assert_eq!(run.effects.last(), Some(&Effect::Ended(TaskOutcome::Finished)));
+}
+
+#[test]
+fn a_node_that_rests_gets_no_new_training_and_what_it_began_counts() {
+    let spec = TaskSpec::parse("model = \"m\"\n[rounds]\ncount = 3\nmin_nodes = 2\nevaluate_every = 0\n").unwrap();
+    let mut run = Run::new(spec, &["a", "b", "c"]);
+    run.resting = names(&["b", "c"]);
+    run.event(Event::Tick);
+    assert!(matches!(run.state.phase, Phase::Waiting { .. }), "one of two");
+    run.resting = names(&["c"]);
+    run.event(Event::Tick);
+    assert!(run.state.training_of("a").is_some() && run.state.training_of("c").is_none());
+    run.resting = names(&["b", "c"]);
+    run.train("a", 1);
+    assert!(matches!(run.state.phase, Phase::Training { .. }), "b is waited for");
+    run.train("b", 1);
+    assert!(matches!(run.state.phase, Phase::Aggregating { .. }));
 }
 
 #[test]

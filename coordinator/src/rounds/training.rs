@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::task::{TaskError, require};
 
+/// Most characters of a list of patterns.
+const MAX_PATTERNS: usize = 1 << 14;
+
 /// Local training on each node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -207,14 +210,16 @@ impl TrainingPlan {
         require("training.clip_norm", clip, clip >= 0.0 && clip.is_finite(), "0 (any norm) or more")?;
         require("training.proximal_mu", self.proximal_mu, (0.0..=1000.0).contains(&self.proximal_mu), "0 to 1000")?;
         require("training.crop", self.crop, self.crop <= 256, "0 to 256 pixels")?;
-        let sane =
-            |patterns: &[String]| patterns.len() <= 1000 && patterns.iter().all(|p| (1..=1000).contains(&p.len()));
+        let sane = |patterns: &[String]| {
+            let characters: usize = patterns.iter().map(String::len).sum();
+            characters <= MAX_PATTERNS && patterns.iter().all(|pattern| !pattern.is_empty())
+        };
         if let Trained::Patterns(patterns) = &self.trained {
             let sane = !patterns.is_empty() && sane(patterns);
-            require("training.trained", patterns.len(), sane, "1 to 1000 patterns of 1 to 1000 characters")?;
+            require("training.trained", patterns.len(), sane, "patterns of 1 character or more, 16384 in all")?;
         }
         let local = &self.local;
-        require("training.local", local.len(), sane(local), "up to 1000 patterns of 1 to 1000 characters")?;
+        require("training.local", local.len(), sane(local), "patterns of 1 character or more, 16384 in all")?;
         self.check_loss()
     }
 

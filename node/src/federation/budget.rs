@@ -8,8 +8,8 @@ use std::time::Duration;
 
 /// Where Linux lists power supplies.
 const POWER_SUPPLIES: &str = "/sys/class/power_supply";
-/// Longest rest after one step.
-const LONGEST_REST: Duration = Duration::from_secs(60);
+/// Longest step that is believed: a device that slept in the middle of one did not compute all the while.
+const LONGEST_STEP: Duration = Duration::from_secs(600);
 
 /// What holds training back on this device.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +55,7 @@ impl Budget {
     /// How long to sleep after a step that took this long.
     pub fn rest_after(&self, step: Duration) -> Duration {
         let factor = 1.0 / self.share.clamp(0.01, 1.0) - 1.0;
-        step.min(LONGEST_REST).mul_f64(factor).min(LONGEST_REST)
+        step.min(LONGEST_STEP).mul_f64(factor)
     }
 }
 
@@ -165,7 +165,7 @@ mod tests {
         let rest = |share| Budget { share, ..Budget::default() }.rest_after(Duration::from_millis(100)).as_millis();
         assert_eq!([rest(1.0), rest(0.5), rest(0.1)], [0, 100, 900]);
         let long = Budget { share: 0.01, ..Budget::default() }.rest_after(Duration::MAX);
-        assert_eq!(long, LONGEST_REST);
+        assert_eq!(long, LONGEST_STEP.mul_f64(99.0));
     }
 
     #[test]

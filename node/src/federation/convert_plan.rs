@@ -6,7 +6,7 @@ use fedge_proto::federation::{self as wire, training_plan};
 
 use crate::training::{Augmentation, Loss, Objective, Optimizer, Plan, Schedule};
 
-/// Most patterns of trained parameters, and most class weights.
+/// Most characters of patterns, and most class weights.
 const MAX_ENTRIES: usize = 65_536;
 
 /// A training plan for one assignment.
@@ -29,10 +29,10 @@ pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Resu
         (true, false) => Selection::All,
         (true, true) => Selection::BiasesAndNorms,
         (false, true) => return Err("trained names parameters beside biases_and_norms".into()),
-        (false, false) if plan.trained.len() > MAX_ENTRIES => return Err("trained names too many patterns".into()),
+        (false, false) if too_long(&plan.trained) => return Err("trained names too many patterns".into()),
         (false, false) => Selection::Named(plan.trained.clone().into()),
     };
-    if plan.local.len() > MAX_ENTRIES {
+    if too_long(&plan.local) {
         return Err("local names too many patterns".into());
     }
     let plan = Plan {
@@ -55,6 +55,10 @@ pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Resu
     };
     plan.validate().map_err(|e| e.to_string())?;
     Ok(plan)
+}
+
+fn too_long(patterns: &[String]) -> bool {
+    patterns.len() > MAX_ENTRIES || patterns.iter().map(String::len).sum::<usize>() > MAX_ENTRIES
 }
 
 /// By which loss a version is evaluated; coordinators of before say nothing and mean cross-entropy.

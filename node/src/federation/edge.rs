@@ -24,8 +24,10 @@ use crate::training::{self, Dataset, Evaluation, Loss, Objective, TrainingError,
 /// Held-out samples that a trained model is judged by.
 const LEAST_JUDGES: usize = 10;
 const MOST_JUDGES: usize = 512;
-/// Below this cross-entropy, in nats, a model is sure of itself, and multiples of its loss mean little.
+/// Below this cross-entropy, in nats, a model is sure of itself, and multiples of its loss mean little; and below this
+/// loss of other kinds, whose targets here are class indices or rows of one 1.
 const SURE: f32 = 0.1;
+const CLOSE: f32 = 0.01;
 /// So often is looked whether training has to rest.
 const LOOK: Duration = Duration::from_secs(5);
 /// A rest is slept in pieces, after each of which is looked whether the work was given up.
@@ -73,11 +75,11 @@ impl Edge {
         if worst == 0.0 {
             return Ok(None);
         }
-        let mut samples = self.samples.held_out_set(&package.manifest.name).await.map_err(|e| e.to_string())?;
+        let samples = self.samples.held_out_spread(&package.manifest.name, MOST_JUDGES).await;
+        let samples = samples.map_err(|e| e.to_string())?;
         if samples.len() < LEAST_JUDGES {
             return Ok(None);
         }
-        samples.truncate(MOST_JUDGES);
         Ok(Some((dataset(package, samples).map_err(|e| e.to_string())?, worst)))
     }
 }
@@ -179,7 +181,11 @@ impl Learner for Edge {
 pub fn train(model: Model, base: impl Read, data: &Dataset, run: &Run, guard: &Guard) -> Result<Trained, String> {
     let started = Instant::now();
     let model = match &run.own {
-        Some(own) => own.put_into(&model).map_err(|e| e.to_string())?,
+        Some(own) => {
+            let with = own.put_into(&model).map_err(|e| e.to_string())?;
+            drop(model);
+            with
+        }
         None => model,
     };
     let places = model.places().clone();
@@ -187,6 +193,10 @@ pub fn train(model: Model, base: impl Read, data: &Dataset, run: &Run, guard: &G
     let travels = travels.layout();
     let mut plan = run.plan.clone();
     if let Some(correction) = &plan.correction {
+        if correction.len() != travels.exchanged_len() {
+            let (got, expected) = (correction.len(), travels.exchanged_len());
+            return Err(format!("the task's control variate has {got} values; {expected} parameters travel in it"));
+        }
         let mut whole = vec![0.0; places.layout().exchanged_len()];
         places.layout().scatter(travels, correction, &mut whole);
         plan.correction = Some(whole.into());
@@ -253,7 +263,7 @@ fn rests(reason: &str) -> String {
 /// Why a trained model is not to be used.
 fn worse(objective: &Objective, before: Evaluation, after: Evaluation, worst: f32) -> Option<String> {
     let entropy = matches!(objective.loss, Loss::CrossEntropy | Loss::BinaryCrossEntropy);
-    let least = if entropy { SURE } else { 0.0 };
+    let least = if entropy { SURE } else { CLOSE };
     // Negated, so that a loss that is no number is worse.
     let fine = after.loss <= before.loss.max(least) * worst;
     (!fine).then(|| {
@@ -269,6 +279,7 @@ fn worse(objective: &Objective, before: Evaluation, after: Evaluation, worst: f3
 struct Pacing<'a> {
     budget: &'a Budget,
     cancel: &'a AtomicBool,
+    until: Option<Instant>,
     pace: Mutex<(Option<Pace>, Steps)>,
     /// Why it had to end before the plan did.
     rests: OnceLock<String>,
@@ -277,14 +288,14 @@ struct Pacing<'a> {
 /// When the step that runs began, and when was looked last whether training has to rest.
 struct Steps {
     began: Option<Instant>,
-    looked: Instant,
+    looked: Option<Instant>,
 }
 
 impl<'a> Pacing<'a> {
     fn new(run: &'a Run, budget: &'a Budget) -> Pacing<'a> {
-        let steps = Steps { began: None, looked: Instant::now() };
+        let steps = Steps { began: None, looked: None };
         let pace = Mutex::new((run.until.map(Pace::new), steps));
-        Pacing { budget, cancel: &run.cancel, pace, rests: OnceLock::new() }
+        Pacing { budget, cancel: &run.cancel, until: run.until, pace, rests: OnceLock::new() }
     }
 
     /// Asked before each step: rests as long as the budget says for the step before.
@@ -293,15 +304,16 @@ impl<'a> Pacing<'a> {
         let mut locked = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         let (pace, steps) = &mut *locked;
         if let Some(began) = steps.began {
-            let until = Instant::now() + self.budget.rest_after(began.elapsed());
+            let rested = Instant::now() + self.budget.rest_after(began.elapsed());
+            let until = self.until.map_or(rested, |until| until.min(rested));
             while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
                 && !self.cancel.load(Ordering::Relaxed)
             {
                 std::thread::sleep(left.min(NAP));
             }
         }
-        if steps.looked.elapsed() >= LOOK {
-            steps.looked = Instant::now();
+        if steps.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            steps.looked = Some(Instant::now());
             if let Some(reason) = self.budget.rests_now() {
                 let _ = self.rests.set(reason);
             }
@@ -433,6 +445,30 @@ mod tests {
         assert!(!pacing.enough() && ended.elapsed() >= Duration::from_millis(80));
         let share = guarded(&plain, &Guard { budget, judge: None }).unwrap();
         assert_eq!(share.delta, trained(&plain).delta);
+        // The least share sleeps no longer than until the end that the coordinator set.
+        let until = Instant::now() + Duration::from_millis(50);
+        let least = Budget { share: 0.01, ..Budget::default() };
+        let run = self::run(Some(until), false);
+        let pacing = Pacing::new(&run, &least);
+        assert!(!pacing.enough());
+        std::thread::sleep(Duration::from_secs(1));
+        let ended = Instant::now();
+        assert!(pacing.enough() && ended.elapsed() < Duration::from_secs(60), "not the 99 s of its share");
+    }
+
+    #[test]
+    fn a_training_whose_hours_end_is_given_up_or_sent_as_far_as_it_came_where_that_is_of_use() {
+        let in_hours = |hours: i64| {
+            let time = jiff::Zoned::now().checked_add(jiff::Span::new().hours(hours)).unwrap();
+            format!("{:02}:{:02}", time.hour(), time.minute())
+        };
+        let hours = Some(format!("{}-{}", in_hours(2), in_hours(3)).parse().unwrap());
+        let guard = Guard { budget: Budget { hours, ..Budget::default() }, judge: None };
+        let error = guarded(&run(None, false), &guard).unwrap_err();
+        assert!(error.contains("does not train now") && error.contains("hours"), "{error}");
+        let late = run(Some(Instant::now() + Duration::from_secs(600)), false);
+        let partial = guarded(&late, &guard).unwrap();
+        assert!(partial.metrics.partial && partial.metrics.steps == 1);
     }
 
     #[test]

@@ -76,11 +76,12 @@ struct Header {
     values: u64,
     residual: bool,
     control: bool,
-    /// Names of the parameters that stay here; their values come last.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    own: Vec<String>,
+    /// Values of the parameters that stay here, after those of the parts.
     #[serde(default, skip_serializing_if = "is_zero")]
     own_values: u64,
+    /// Length of their names, a JSON list that comes last.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    own_names_bytes: u64,
 }
 
 // serde gives a reference.
@@ -144,12 +145,25 @@ impl Memory {
     /// # Errors
     /// As [`Memory::add_residual`].
     pub fn own(&self, key: &Key) -> Result<Option<Own>, RecordError> {
-        let Some(mut found) = self.find(key, None)?.filter(|f| !f.header.own.is_empty()) else { return Ok(None) };
-        let names = std::mem::take(&mut found.header.own);
-        let mut values = Vec::with_capacity(found.header.own_values as usize);
-        let start = found.header.shared_bytes();
-        found.look(start, found.header.own_values * 4, |_, value| values.push(value))?;
-        Ok(Some(Own { names, values }))
+        let Some(mut found) = self.find(key, None)?.filter(|f| f.header.own_names_bytes > 0) else { return Ok(None) };
+        let (start, len) = (found.header.shared_bytes(), found.header.own_values * 4);
+        let mut values = Vec::new();
+        found.look(start, len, |_, value| values.push(value))?;
+        let mut text = Vec::new();
+        found.record.pieces(start + len, found.header.own_names_bytes, |piece| text.extend_from_slice(piece))?;
+        match serde_json::from_slice(&text) {
+            Ok(names) => Ok(Some(Own { names, values })),
+            Err(error) => {
+                tracing::warn!(path = %self.path(key).display(), %error, "the layers that stayed here are lost");
+                Ok(None)
+            }
+        }
+    }
+
+    /// What tells one record of [`Memory::own`] from another, without its values; none where there is none.
+    pub fn own_digest(&self, key: &Key) -> Option<Digest> {
+        let (_, header) = Record::open::<Header>(&self.path(key), KIND).ok()?;
+        (header.key == *key && header.own_names_bytes > 0).then_some(header.sha256)
     }
 
     /// Writes what an update leaves behind into a folder, without a name: not valid yet.
@@ -166,12 +180,17 @@ impl Memory {
                 draft.body().write_all(&bytes).map_err(&failed)?;
             }
         }
+        let names = leftover.own.map(|own| serde_json::to_vec(&own.names)).transpose();
+        let names = names.map_err(|error| failed(std::io::Error::other(error)))?.unwrap_or_default();
+        draft.body().write_all(&names).map_err(&failed)?;
         let (finished, sha256, _) = draft.finish()?;
         let values = parts.into_iter().flatten().map(|part| part.len() as u64).next().unwrap_or_default();
         let (residual, control) = (leftover.residual.is_some(), leftover.control.is_some());
-        let own = leftover.own.map(|own| own.names.clone()).unwrap_or_default();
         let own_values = leftover.own.map_or(0, |own| own.values.len() as u64);
-        finished.head(KIND, &Header { key: key.clone(), sha256, values, residual, control, own, own_values })?.sync()
+        let own_names_bytes = names.len() as u64;
+        finished
+            .head(KIND, &Header { key: key.clone(), sha256, values, residual, control, own_values, own_names_bytes })?
+            .sync()
     }
 
     /// Makes a record that [`Memory::draft`] wrote and that was named `tentative` the valid memory of its task: renamed,
@@ -207,7 +226,8 @@ impl Memory {
         let open = || {
             let (mut record, header) = Record::open::<Header>(&path, KIND)?;
             let unfit = values.is_some_and(|values| values as u64 != header.values);
-            let bytes = header.own_values.checked_mul(4).and_then(|own| own.checked_add(header.shared_bytes()));
+            let own = header.own_values.checked_mul(4).and_then(|own| own.checked_add(header.own_names_bytes));
+            let bytes = own.and_then(|own| own.checked_add(header.shared_bytes()));
             if header.key != *key || unfit || Some(record.bytes) != bytes {
                 return Err(RecordError::damaged(&path, "it is of another task, layout or size"));
             }
@@ -350,8 +370,18 @@ mod tests {
                 if range.contains(&index) { own.values[index - range.start] } else { before.values()[index] };
             assert_eq!(*value, expected, "{index}");
         }
+        let first = room.memory().own_digest(&key).unwrap();
+        // As many as the normalizations of a large network.
+        let many = Own {
+            names: (0..500).map(|index| format!("features.{index}.running_mean")).collect(),
+            values: vec![1.0; 500],
+        };
+        room.keep(&key, Leftover { own: Some(&many), ..Leftover::default() });
+        assert_eq!(room.memory().own(&key).unwrap(), Some(many));
+        assert_ne!(room.memory().own_digest(&key), Some(first));
         room.keep(&key, residual(&[1.0]));
         assert_eq!(room.memory().own(&key).unwrap(), None, "the newest alone");
+        assert_eq!(room.memory().own_digest(&key), None);
     }
 
     #[test]

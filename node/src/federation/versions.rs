@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fedge_models::{ModelError, Package};
+use fedge_models::{Digest, Manifest, ModelError, Package};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::convert::Version;
@@ -61,8 +61,8 @@ pub struct Versions {
     preparing: AsyncMutex<()>,
     /// What was wrong with a data file, by path: said once, and in the status; serving goes on without it.
     data_problems: Mutex<BTreeMap<PathBuf, String>>,
-    /// Training samples that a lineage had when its served version was prepared.
-    prepared_with: Mutex<BTreeMap<String, u64>>,
+    /// Training samples that a lineage had when its served version was prepared, and the layers of its own.
+    prepared_with: Mutex<BTreeMap<String, (u64, Option<Digest>)>>,
 }
 
 impl Versions {
@@ -135,9 +135,7 @@ impl Versions {
     pub async fn with_own(&self, package: Package) -> Result<Package, VersionError> {
         let memory = self.memory.clone();
         let put = move || {
-            let manifest = &package.manifest;
-            let Some(task) = manifest.task.clone() else { return Ok(package) };
-            let key = Key { model: manifest.name.clone(), task, layout: manifest.layout };
+            let Some(key) = own_key(&package.manifest) else { return Ok(package) };
             Ok(match memory.own(&key)? {
                 Some(own) => Package { model: own.put_into(&package.model)?, ..package },
                 None => package,
@@ -178,6 +176,7 @@ impl Versions {
         if let Some(current) = self.repository.current(name)
             && *current.manifest() == *version.manifest
             && !self.samples_came_since(name).await?
+            && !self.own_changed_since(&version.manifest).await?
         {
             return Ok(current);
         }
@@ -189,10 +188,26 @@ impl Versions {
     /// A version that had to be served in float for want of samples can be quantized now.
     async fn samples_came_since(&self, name: &str) -> Result<bool, SampleError> {
         let before = self.prepared_with.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
-        Ok(before == Some(0) && self.samples.counts(name).await?.training > 0)
+        Ok(before.is_some_and(|(samples, _)| samples == 0) && self.samples.counts(name).await?.training > 0)
+    }
+
+    /// A training that counted after the version was prepared left other layers here.
+    async fn own_changed_since(&self, manifest: &Manifest) -> Result<bool, VersionError> {
+        let own = self.own_digest(manifest).await?;
+        let before = self.prepared_with.lock().unwrap_or_else(PoisonError::into_inner).get(&manifest.name).copied();
+        Ok(before.is_some_and(|(_, before)| before != own))
+    }
+
+    async fn own_digest(&self, manifest: &Manifest) -> Result<Option<Digest>, VersionError> {
+        let Some(key) = own_key(manifest) else { return Ok(None) };
+        let memory = self.memory.clone();
+        let read = tokio::task::spawn_blocking(move || memory.own_digest(&key)).await;
+        read.map_err(|e| VersionError::Interrupted(e.to_string()))
     }
 
     async fn prepare_and_swap(&self, package: Package, options: PrepareOptions) -> Result<Arc<Serving>, VersionError> {
+        // Read before the layers are: where they change in between, they are looked at once more.
+        let own = self.own_digest(&package.manifest).await?;
         let package = self.with_own(package).await?;
         let name = package.manifest.name.clone();
         let calibration = self.samples.calibration_set(&name, CALIBRATION_SAMPLES).await?;
@@ -201,7 +216,7 @@ impl Versions {
         let work = move || prepare(package, calibration, &labelled, &options);
         let prepared = tokio::task::spawn_blocking(work).await;
         let serving = prepared.map_err(|e| VersionError::Interrupted(e.to_string()))??;
-        self.prepared_with.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), training);
+        self.prepared_with.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), (training, own));
         self.repository.swap(serving);
         // What was swapped in a moment ago is there, unless the model was removed in between.
         let gone = || VersionError::Interrupted(format!("model {name} is not served any more"));
@@ -259,4 +274,9 @@ impl Versions {
         }
         Ok(())
     }
+}
+
+/// Where the layers lie that stayed here of the task that made a version; none of a version that was published.
+fn own_key(manifest: &Manifest) -> Option<Key> {
+    Some(Key { model: manifest.name.clone(), task: manifest.task.clone()?, layout: manifest.layout })
 }

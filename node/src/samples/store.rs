@@ -202,21 +202,9 @@ impl SampleStore {
     /// inputs of answered requests that wait for a label. The same store gives the same inputs. None is held out.
     pub async fn calibration_set(&self, model: &str, limit: usize) -> Result<Vec<Vec<f32>>, SampleError> {
         let read = |error| self.inner.failed("read", error);
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        // Two steps, so that ranking does not carry the blobs.
-        let labelled = sqlx::query(
-            "SELECT input FROM samples WHERE sequence IN (
-                 SELECT sequence FROM (
-                     SELECT sequence, label, row_number() OVER (PARTITION BY label ORDER BY digest) AS place
-                     FROM samples WHERE model = ? AND held_out = 0)
-                 ORDER BY place, label LIMIT ?) ORDER BY digest",
-        )
-        .bind(model)
-        .bind(limit)
-        .fetch_all(&self.inner.pool)
-        .await
-        .map_err(read)?;
-        let missing = limit.saturating_sub(i64::try_from(labelled.len()).unwrap_or(i64::MAX));
+        let mut inputs: Vec<Vec<f32>> =
+            self.spread(model, false, limit).await?.into_iter().map(|sample| sample.input).collect();
+        let missing = i64::try_from(limit.saturating_sub(inputs.len())).unwrap_or(i64::MAX);
         let waiting = sqlx::query(
             "SELECT input FROM pending WHERE model = ? AND state = 0 AND held_out = 0 ORDER BY sequence DESC LIMIT ?",
         )
@@ -225,13 +213,44 @@ impl SampleStore {
         .fetch_all(&self.inner.pool)
         .await
         .map_err(read)?;
-        labelled.iter().chain(&waiting).map(|row| Ok(decode(row.try_get(0).map_err(read)?))).collect()
+        for row in &waiting {
+            inputs.push(decode(row.try_get(0).map_err(read)?));
+        }
+        Ok(inputs)
+    }
+
+    /// Up to `limit` held-out samples, spread evenly over the classes. The same store gives the same ones.
+    pub async fn held_out_spread(&self, model: &str, limit: usize) -> Result<Vec<Sample>, SampleError> {
+        self.spread(model, true, limit).await
     }
 
     /// Writes what waits and closes the database. Other clones get errors from now on.
     pub async fn close(&self) {
         self.writer.flush().await;
         self.inner.pool.close().await;
+    }
+
+    async fn spread(&self, model: &str, held_out: bool, limit: usize) -> Result<Vec<Sample>, SampleError> {
+        let read = |error| self.inner.failed("read", error);
+        // Two steps, so that ranking does not carry the blobs.
+        let rows = sqlx::query(
+            "SELECT input, label FROM samples WHERE sequence IN (
+                 SELECT sequence FROM (
+                     SELECT sequence, label, row_number() OVER (PARTITION BY label ORDER BY digest) AS place
+                     FROM samples WHERE model = ? AND held_out = ?)
+                 ORDER BY place, label LIMIT ?) ORDER BY digest",
+        )
+        .bind(model)
+        .bind(held_out)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.inner.pool)
+        .await
+        .map_err(read)?;
+        rows.iter()
+            .map(|row| {
+                Ok(Sample { input: decode(row.try_get(0).map_err(read)?), label: row.try_get(1).map_err(read)? })
+            })
+            .collect()
     }
 
     async fn part(&self, model: &str, held_out: bool) -> Result<Vec<Sample>, SampleError> {

@@ -1,7 +1,7 @@
 //! The loop of an experiment: feeds the coordinator's `step` with what virtual nodes do, in the order of virtual time.
 //! What to do is decided in `step`; what is asked of nodes, and when they are done, is put on the agenda in `issue`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -212,7 +212,7 @@ impl<'a> Driver<'a> {
         let available = drawn.as_ref().unwrap_or_else(|| self.fleet.available());
         let placeholder = TaskState::new(String::new(), self.base.id.clone());
         let state = std::mem::replace(&mut self.state, placeholder);
-        let view = View { now_ms: self.now_ms, available, drifting: &BTreeMap::new() };
+        let view = View { now_ms: self.now_ms, available, resting: &BTreeSet::new(), drifting: &BTreeMap::new() };
         let was = (state.round, std::mem::discriminant(&state.phase));
         let (next, effects) = step::step(&self.task, state, event, view);
         self.state = next;

@@ -109,7 +109,12 @@ pub(super) struct Decision {
 impl Decision {
     /// Decides what comes of one more event, at the same moment as those before it.
     fn event(&mut self, spec: &TaskSpec, event: &Event) {
-        let view = View { now_ms: self.now_ms, available: &self.available, drifting: &BTreeMap::new() };
+        let view = View {
+            now_ms: self.now_ms,
+            available: &self.available,
+            resting: &BTreeSet::new(),
+            drifting: &BTreeMap::new(),
+        };
         let (next, effects) = step::step(spec, self.next.clone(), event, view);
         self.next = next;
         self.effects.extend(effects);
