@@ -108,7 +108,9 @@ fn a_fleet_whose_inputs_are_inverted_recovers_by_the_rounds_that_its_drift_asked
     let unseen: Vec<Digit> = every(&rows, 4, 3).iter().take(200).map(|row| Digit::of(row)).collect();
     let inverted: Vec<Digit> = unseen.iter().map(Digit::inverted).collect();
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    // A thread of its own answers the pings of nodes while the test waits.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let identity = IdentityDirectory::new(coordinator.enrol("client", "client")).load().expect("an identity");
     let identity = SharedIdentity::new(identity);
     let mut askers: Vec<Asker> = nodes.iter().map(|node| runtime.block_on(Asker::connect(node, &identity))).collect();

@@ -32,9 +32,8 @@ fn accuracies(ended: &serde_json::Value) -> Vec<f64> {
 /// A version as the coordinator has it.
 fn version(coordinator: &Coordinator, number: u64) -> fedge_models::Model {
     let file = coordinator.folder().join(format!("{number}.onnx"));
-    let number = number.to_string();
-    let mut get = coordinator.as_operator(&["model", "get", "digits", "--version", &number, "--out"]);
-    succeed(get.arg(&file));
+    let (number, out) = (number.to_string(), file.display().to_string());
+    succeed(&mut coordinator.as_operator(&["model", "get", "digits", "--version", &number, "--out", &out]));
     fedge_models::Model::from_path(&file).expect("a model")
 }
 

@@ -26,7 +26,7 @@ const LEAST_JUDGES: usize = 10;
 const MOST_JUDGES: usize = 512;
 /// Below this cross-entropy, in nats, a model is sure of itself, and multiples of its loss mean little; and below this
 /// loss of other kinds, whose targets here are class indices or rows of one 1.
-const SURE: f32 = 0.1;
+const SURE: f32 = 0.3;
 const CLOSE: f32 = 0.01;
 /// So often is looked whether training has to rest.
 const LOOK: Duration = Duration::from_secs(5);
