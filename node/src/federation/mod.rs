@@ -12,6 +12,7 @@ pub mod enrol;
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod fake;
 pub mod learner;
+pub mod local_training;
 pub mod memory;
 pub mod outbox;
 pub mod pacing;

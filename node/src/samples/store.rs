@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{Row, Sqlite, SqlitePool, Transaction};
 use tokio::sync::Mutex;
 
@@ -246,11 +246,7 @@ impl SampleStore {
         .fetch_all(&self.inner.pool)
         .await
         .map_err(read)?;
-        rows.iter()
-            .map(|row| {
-                Ok(Sample { input: decode(row.try_get(0).map_err(read)?), label: row.try_get(1).map_err(read)? })
-            })
-            .collect()
+        self.samples_of(&rows)
     }
 
     async fn part(&self, model: &str, held_out: bool) -> Result<Vec<Sample>, SampleError> {
@@ -261,11 +257,16 @@ impl SampleStore {
             .fetch_all(&self.inner.pool)
             .await
             .map_err(read)?;
-        rows.iter()
-            .map(|row| {
-                Ok(Sample { input: decode(row.try_get(0).map_err(read)?), label: row.try_get(1).map_err(read)? })
-            })
-            .collect()
+        self.samples_of(&rows)
+    }
+
+    /// Samples of rows that begin with input and label.
+    fn samples_of(&self, rows: &[SqliteRow]) -> Result<Vec<Sample>, SampleError> {
+        let read = |error| self.inner.failed("read", error);
+        let sample = |row: &SqliteRow| {
+            Ok(Sample { input: decode(row.try_get(0).map_err(read)?), label: row.try_get(1).map_err(read)? })
+        };
+        rows.iter().map(sample).collect()
     }
 }
 

@@ -13,7 +13,7 @@ use fedge_models::{Digest, Model, ParameterClass};
 use fedge_node::federation::convert::{self, Terms};
 use fedge_node::federation::learner::{Run, Trained};
 use fedge_node::federation::outbox::Metrics;
-use fedge_node::federation::{edge, encoding};
+use fedge_node::federation::{encoding, local_training};
 use fedge_node::training::{self, Dataset, Evaluation, Plan};
 use fedge_proto::update::Encoding;
 use rand::Rng;
@@ -126,7 +126,13 @@ fn train(job: Training, unwanted: &Arc<AtomicBool>) -> Result<Box<Update>, Strin
                 until: None,
                 cancel: unwanted.clone(),
             };
-            edge::train(base.model.clone(), &base.model.bytes()[..], &data, &run, &edge::Guard::default())?
+            local_training::train(
+                base.model.clone(),
+                &base.model.bytes()[..],
+                &data,
+                &run,
+                &local_training::Guard::default(),
+            )?
         }
         Source::Vector { seed, node, examples } => fixed(&base, seed, node, examples, terms.loss_base),
     };
