@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use fedge_models::ElementType;
 use fedge_node::samples::file;
 use fedge_proto::feedback::feedback_client::FeedbackClient;
 use fedge_proto::feedback::{ClassLabel, LabelRequest, class_label};
@@ -30,7 +31,7 @@ pub(crate) struct Infer {
     /// Name of the model
     #[arg(long)]
     model: String,
-    /// Take the sample from this .csv, .npz, .npy, .json or IDX file, or from this .png or .jpg picture
+    /// Take the sample from this .csv, .parquet, .npz, .npy, .json or IDX file, or from this .png or .jpg picture
     #[arg(long, value_name = "FILE", required_unless_present = "values", conflicts_with = "values")]
     file: Option<PathBuf>,
     /// Which row of the file, from 1 (a header does not count)
@@ -72,7 +73,7 @@ impl Infer {
         let labels: Vec<String> =
             metadata.properties.get("fedge_labels").and_then(|l| serde_json::from_str(l).ok()).unwrap_or_default();
         let sample = self.sample(input)?;
-        let reply = client.model_infer(request_for(&self.model, input, &sample)).await.map_err(refused)?.into_inner();
+        let reply = client.model_infer(request_for(&self.model, input, &sample)?).await.map_err(refused)?.into_inner();
         let answer = Answer::of(&reply, &labels, self.top)?;
         let stored = match &self.label {
             Some(label) => Some(send_label(channel, &reply, label, &labels).await?),
@@ -127,10 +128,10 @@ impl Infer {
 }
 
 /// A request with one sample.
-fn request_for(model: &str, input: &TensorMetadata, sample: &[f32]) -> ModelInferRequest {
+fn request_for(model: &str, input: &TensorMetadata, sample: &[f32]) -> anyhow::Result<ModelInferRequest> {
     let shape = std::iter::once(1).chain(input.shape.iter().skip(1).copied()).collect();
-    let raw: Vec<u8> = sample.iter().flat_map(|v| v.to_le_bytes()).collect();
-    ModelInferRequest {
+    let raw = raw(&input.datatype, sample)?;
+    Ok(ModelInferRequest {
         model_name: model.to_owned(),
         inputs: vec![InferInputTensor {
             name: input.name.clone(),
@@ -140,7 +141,31 @@ fn request_for(model: &str, input: &TensorMetadata, sample: &[f32]) -> ModelInfe
         }],
         raw_input_contents: vec![raw.into()],
         ..ModelInferRequest::default()
+    })
+}
+
+/// The values in the model's own type, little-endian.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the type was asked whether it holds them")]
+fn raw(datatype: &str, sample: &[f32]) -> anyhow::Result<Vec<u8>> {
+    fn each<const SIZE: usize>(sample: &[f32], bytes: impl Fn(f32) -> [u8; SIZE]) -> Vec<u8> {
+        sample.iter().flat_map(|&value| bytes(value)).collect()
     }
+    let element = ElementType::from_name(datatype).filter(|element| element.is_held_as_float());
+    let element = element.with_context(|| format!("the model takes {datatype}, which is not written here"))?;
+    if let Some(value) = sample.iter().find(|value| !element.holds(**value)) {
+        bail!("the model takes {datatype}, and {value} is none");
+    }
+    Ok(match element {
+        ElementType::Uint8 => each(sample, |value| (value as u8).to_le_bytes()),
+        ElementType::Int8 => each(sample, |value| (value as i8).to_le_bytes()),
+        ElementType::Uint16 => each(sample, |value| (value as u16).to_le_bytes()),
+        ElementType::Int16 => each(sample, |value| (value as i16).to_le_bytes()),
+        ElementType::Uint32 => each(sample, |value| (value as u32).to_le_bytes()),
+        ElementType::Int32 => each(sample, |value| (value as i32).to_le_bytes()),
+        ElementType::Uint64 => each(sample, |value| (value as u64).to_le_bytes()),
+        ElementType::Int64 => each(sample, |value| (value as i64).to_le_bytes()),
+        _ => each(sample, f32::to_le_bytes),
+    })
 }
 
 /// A reply as people read it.

@@ -11,10 +11,10 @@ use clap::{Args, ValueEnum};
 use fedge_coordinator::rounds::convert::training_plan_of;
 use fedge_coordinator::rounds::task::TaskSpec;
 use fedge_models::Model;
-use fedge_node::centralized::{self, DataOptions, Parts};
+use fedge_node::centralized::{self, DataOptions, HELD_IN_MEMORY, Parts};
 use fedge_node::federation::convert;
 use fedge_node::samples::file::BadRows;
-use fedge_node::training::{self, Evaluation, GradientOptions, Loss, Objective, Plan, Progress};
+use fedge_node::training::{self, Device, Evaluation, GradientOptions, Loss, Objective, Plan, Progress, Resources};
 
 use crate::output;
 use crate::preprocessing::PreprocessingFlags;
@@ -47,7 +47,14 @@ impl DataFlags {
             BadRowsName::Skip => BadRows::Skip,
         };
         let (labels, loss) = (&self.labels[..], objective.loss);
-        let options = DataOptions { preprocessing: &preprocessing, labels, loss, bad_rows, held_out };
+        let options = DataOptions {
+            preprocessing: &preprocessing,
+            labels,
+            loss,
+            bad_rows,
+            held_out,
+            held_in_memory: HELD_IN_MEMORY,
+        };
         let parts = centralized::datasets(model, path, &options)?;
         for sentence in &parts.skipped.first {
             eprintln!("left out: {sentence}");
@@ -96,7 +103,7 @@ impl LossName {
 pub(crate) struct Train {
     /// The ONNX file
     file: PathBuf,
-    /// Samples to train on: .csv, .npz, IDX, a folder of IDX files, or a folder with a folder of pictures for each class
+    /// Samples to train on: .csv, .parquet, .npz, IDX, a folder of IDX files, or a folder with a folder of pictures for each class
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// A task file, whose [training] table says how (docs/task.md) [default: its defaults]
@@ -115,6 +122,9 @@ pub(crate) struct Train {
     /// Threads
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
+    /// What computes: cpu or gpu
+    #[arg(long, default_value_t)]
+    device: Device,
     #[command(flatten)]
     flags: DataFlags,
     /// Print JSON
@@ -125,15 +135,17 @@ pub(crate) struct Train {
 impl Train {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let model = Model::from_path(&self.file).with_context(|| self.file.display().to_string())?;
-        let plan = plan(self.task.as_deref(), self.threads)?;
+        let resources = Resources { threads: self.threads, device: self.device };
+        let plan = plan(self.task.as_deref(), resources)?;
         let Parts { training: data, held_out, .. } =
             self.flags.read(&model, &self.data, &plan.objective, self.held_out)?;
         let test = match &self.test {
             Some(path) => Some(self.flags.read(&model, path, &plan.objective, 0.0)?.training),
             None => held_out,
         };
-        let evaluate =
-            |model: &Model| test.as_ref().map(|data| training::evaluate_by(model, data, &plan.objective)).transpose();
+        let evaluate = |model: &Model| {
+            test.as_ref().map(|data| training::evaluate_by(model, data, &plan.objective, self.device)).transpose()
+        };
         let before = evaluate(&model)?;
         let epochs = Mutex::new(Vec::<Epoch>::new());
         let spinner = output::spinner();
@@ -180,7 +192,7 @@ impl Train {
 }
 
 /// The plan of a task file, as a node would get it.
-fn plan(task: Option<&Path>, threads: usize) -> anyhow::Result<Plan> {
+fn plan(task: Option<&Path>, resources: Resources) -> anyhow::Result<Plan> {
     let text = match task {
         Some(path) => {
             std::fs::read_to_string(path).with_context(|| format!("cannot read the task file {}", path.display()))?
@@ -188,7 +200,7 @@ fn plan(task: Option<&Path>, threads: usize) -> anyhow::Result<Plan> {
         None => "model = \"local\"".to_owned(),
     };
     let spec = TaskSpec::parse(&text)?;
-    convert::plan(training_plan_of(&spec), &[], threads).map_err(anyhow::Error::msg)
+    convert::plan(training_plan_of(&spec), &[], resources).map_err(anyhow::Error::msg)
 }
 
 /// The mean of an epoch's losses.
@@ -214,7 +226,7 @@ impl Epoch {
 pub(crate) struct Evaluate {
     /// The ONNX file
     file: PathBuf,
-    /// Samples to ask about: .csv, .npz, IDX, a folder of IDX files, or a folder with a folder of pictures for each class
+    /// Samples to ask about: .csv, .parquet, .npz, IDX, a folder of IDX files, or a folder with a folder of pictures for each class
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Ask about the held-out samples of --data alone: those that `train` with the same share does not train on
@@ -226,6 +238,9 @@ pub(crate) struct Evaluate {
     /// Write the outputs too, as an .npz file with one array named as the graph's output; labels are not looked at then
     #[arg(long, value_name = "FILE")]
     outputs: Option<PathBuf>,
+    /// What computes: cpu or gpu
+    #[arg(long, default_value_t)]
+    device: Device,
     #[command(flatten)]
     flags: DataFlags,
     /// Print JSON
@@ -238,14 +253,14 @@ impl Evaluate {
         let model = Model::from_path(&self.file).with_context(|| self.file.display().to_string())?;
         if let Some(path) = &self.outputs {
             let data = centralized::inputs(&model, &self.data, &self.flags.preprocessing.preprocessing())?;
-            let (shape, values) = training::outputs(&model, &data)?;
+            let (shape, values) = training::outputs(&model, &data, self.device)?;
             let array = ndarray::ArrayD::from_shape_vec(shape, values)?;
             return write(path, |npz| Ok(npz.add_array(model.output().name.as_str(), &array)?));
         }
         let objective = self.loss.objective();
         let parts = self.flags.read(&model, &self.data, &objective, self.held_out)?;
         let data = parts.held_out.unwrap_or(parts.training);
-        let evaluation = training::evaluate_by(&model, &data, &objective)?;
+        let evaluation = training::evaluate_by(&model, &data, &objective, self.device)?;
         if self.json {
             return output::json(&evaluation_json(evaluation));
         }
@@ -274,7 +289,7 @@ fn evaluation_line(evaluation: &Evaluation) -> String {
 pub(crate) struct Gradients {
     /// The ONNX file
     file: PathBuf,
-    /// The batch: .csv, .npz (arrays x and y) or IDX
+    /// The batch: .csv, .parquet, .npz (arrays x and y) or IDX
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// What is differentiated
@@ -283,7 +298,10 @@ pub(crate) struct Gradients {
     /// Where the gradients go: an .npz file with an array for each trainable initializer, named as it
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Compute and write in float64
+    /// What computes: cpu or gpu
+    #[arg(long, default_value_t)]
+    device: Device,
+    /// Compute and write in float64; on the cpu alone
     #[arg(long)]
     double: bool,
     /// BatchNormalization uses its running statistics, and not the batch's
@@ -301,7 +319,8 @@ impl Gradients {
         let model = Model::from_path(&self.file).with_context(|| self.file.display().to_string())?;
         let objective = self.loss.objective();
         let data = self.flags.read(&model, &self.data, &objective, 0.0)?.training;
-        let options = GradientOptions { double: self.double, frozen_statistics: self.frozen_statistics };
+        let options =
+            GradientOptions { device: self.device, double: self.double, frozen_statistics: self.frozen_statistics };
         let (loss, gradients) = training::gradients_of(&model, &data, &objective, options)?;
         write(&self.out, |npz| {
             for (name, values) in &gradients {

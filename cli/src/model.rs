@@ -188,7 +188,7 @@ impl Inspect {
 pub(crate) struct Quantize {
     /// The float ONNX file
     file: PathBuf,
-    /// Samples to calibrate on, raw as the node would get them: .csv, .npz, IDX or a folder of pictures
+    /// Samples to calibrate on, raw as the node would get them: .csv, .parquet, .npz, IDX or a folder of pictures
     #[arg(long, value_name = "FILE")]
     samples: PathBuf,
     /// Where the int8 file goes

@@ -102,7 +102,7 @@ pub(crate) struct Run {
     /// Serve inference without TLS, on loopback only
     #[arg(long, env = "FEDGE_NODE_PLAINTEXT")]
     plaintext: bool,
-    /// Labelled samples to learn from, for every model or MODEL=FILE: .csv, .npz, IDX, or a folder with a folder of pictures
+    /// Labelled samples to learn from, for every model or MODEL=FILE: .csv, .parquet, .npz, IDX, or a folder with a folder of pictures
     /// for each class; repeat for more
     #[arg(long, value_name = "[MODEL=]FILE")]
     data: Vec<String>,

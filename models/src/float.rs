@@ -11,7 +11,7 @@ use prost::Message;
 use tract_onnx::Onnx;
 use tract_onnx::data_resolver::ModelDataResolver;
 use tract_onnx::prelude::{
-    Datum, Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec,
+    DatumType, Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec,
 };
 use tract_onnx::tract_hir::infer::InferenceFact;
 use tract_onnx::tract_hir::internal::{
@@ -32,7 +32,7 @@ pub struct FloatRunner {
 }
 
 impl FloatRunner {
-    /// Loads and optimises the model, whose input must be float32. A panic inside tract becomes an error.
+    /// Loads and optimises the model, whose input must be float32 or integers ([`ElementType::is_held_as_float`]). A panic inside tract becomes an error.
     pub fn new(model: &Model) -> Result<FloatRunner, ModelError> {
         let proto = pb::ModelProto::decode(&**model.bytes())
             .map_err(|error| ModelError::NotOnnx { bytes: model.bytes().len(), problem: error.to_string() })?;
@@ -41,9 +41,9 @@ impl FloatRunner {
 
     /// Loads a decoded model with the input of a checked one; its graph may list more outputs.
     pub(crate) fn for_proto(proto: pb::ModelProto, input: &TensorSignature) -> Result<FloatRunner, ModelError> {
-        if input.element != ElementType::Fp32 {
+        if !input.element.is_held_as_float() {
             return Err(ModelError::graph(format!(
-                "takes {} as its input {:?}, but fedge feeds float32; export the model with a float32 input",
+                "takes {} as its input {:?}, but fedge feeds float32 and integers; export the model with such an input",
                 input.element.name(),
                 crate::error::shorten(&input.name)
             )));
@@ -102,7 +102,7 @@ impl FloatRunner {
     }
 
     fn run_once(&self, input: ArrayD<f32>) -> Result<Vec<ArrayD<f32>>, ModelError> {
-        let outputs = caught("run", || self.plan.run(tvec!(TValue::from(Tensor::from(input)))))?;
+        let outputs = caught("run", || self.plan.run(tvec!(TValue::from(typed(Tensor::from(input), &self.input)?))))?;
         let to_array = |output: TValue| {
             let tensor = output.into_tensor();
             tensor.into_plain_array::<f32>().map_err(|error| {
@@ -136,7 +136,33 @@ fn fact(input: &TensorSignature, symbols: &SymbolScope) -> InferenceFact {
         None => TDim::from(symbols.sym("fedge_batch")),
     };
     let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
-    InferenceFact::dt_shape(f32::datum_type(), dims)
+    InferenceFact::dt_shape(datum_type(input), dims)
+}
+
+/// tract's name for the type of a model's input, which is one that is held as float32.
+pub fn datum_type(input: &TensorSignature) -> DatumType {
+    match input.element {
+        ElementType::Uint8 => DatumType::U8,
+        ElementType::Uint16 => DatumType::U16,
+        ElementType::Uint32 => DatumType::U32,
+        ElementType::Uint64 => DatumType::U64,
+        ElementType::Int8 => DatumType::I8,
+        ElementType::Int16 => DatumType::I16,
+        ElementType::Int32 => DatumType::I32,
+        ElementType::Int64 => DatumType::I64,
+        _ => DatumType::F32,
+    }
+}
+
+/// Samples that are held as float32, as the model takes them. Refused: a number that its type does not hold.
+pub fn typed(samples: Tensor, input: &TensorSignature) -> TractResult<Tensor> {
+    if input.element == ElementType::Fp32 {
+        return Ok(samples);
+    }
+    if let Some(value) = samples.to_plain_array_view::<f32>()?.iter().find(|value| !input.element.holds(**value)) {
+        bail!("{value} is no {}, which its input {:?} takes", input.element.name(), crate::error::shorten(&input.name));
+    }
+    Ok(samples.cast_to_dt(datum_type(input))?.into_owned())
 }
 
 fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<TypedRunnableModel>> {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use fedge_models::{Model, ModelError, Preprocessing};
 
-use crate::samples::file::{self, BadRows, FileError, ReadOptions, RowTargets, Skipped};
+use crate::samples::file::{self, BadRows, FileError, LabelledRows, ReadOptions, RowTargets, Skipped};
 use crate::samples::held_out;
-use crate::training::{Dataset, Loss, Targets, TrainingError};
+use crate::training::{Dataset, Gathering, Loss, Targets, TrainingError};
 
 /// Why a file does not make a data set for the model.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,11 @@ pub enum DataError {
     },
 }
 
+/// Values of a file that are read at a time.
+const PIECE: usize = 1 << 20;
+/// Values of a data set that [`DataOptions::held_in_memory`] usually is: 256 MiB.
+pub const HELD_IN_MEMORY: usize = 64 << 20;
+
 /// How a file becomes data sets.
 #[derive(Clone, Copy, Debug)]
 pub struct DataOptions<'a> {
@@ -53,6 +58,8 @@ pub struct DataOptions<'a> {
     /// Share that is held out, `0.0..1.0`, by [`held_out::is_held_out`] of the raw input, as a node's store does: no copy
     /// of a held-out sample is ever in the training part, whatever its label and its place in the file.
     pub held_out: f64,
+    /// Most values that are held in memory: the preprocessed inputs of more lie in a temporary file.
+    pub held_in_memory: usize,
 }
 
 /// The data sets of one file.
@@ -78,28 +85,56 @@ pub fn datasets(model: &Model, path: &Path, options: &DataOptions<'_>) -> Result
     let numbers = !matches!(loss, Loss::CrossEntropy | Loss::BinaryCrossEntropy);
     let floats = numbers || loss == Loss::BinaryCrossEntropy && path.extension().is_some_and(|ending| ending == "npz");
     let reading = ReadOptions { sample_shape: &shape, bad_rows: options.bad_rows };
-    let (mut rows, targets) = file::read_with_targets(path, floats, &reading)?;
-    let targets = match targets {
-        RowTargets::Labels => {
-            // How many classes there are, training asks the graph; a name's index is below their number.
-            let classes = if options.labels.is_empty() { u32::MAX as usize } else { options.labels.len() };
-            let labels = rows.class_indices(model.input().sample_len(), classes, options.labels)?;
-            Targets::Classes { labels, shape: Vec::new() }
+    let (mut training, mut held, mut skipped, mut count) = (Vec::new(), Vec::new(), Skipped::default(), 0usize);
+    let mut gathering = Gathering::new(shape.clone(), options.held_in_memory);
+    let mut take = |mut rows: LabelledRows, targets: RowTargets| -> Result<(), DataError> {
+        let targets = match targets {
+            RowTargets::Labels if floats => {
+                rows.check_width(model.input().sample_len())?;
+                Targets::Values { values: rows.numbers()?, shape: Vec::new() }
+            }
+            RowTargets::Labels => {
+                // How many classes there are, training asks the graph; a name's index is below their number.
+                let classes = if options.labels.is_empty() { u32::MAX as usize } else { options.labels.len() };
+                let labels = rows.class_indices(model.input().sample_len(), classes, options.labels)?;
+                Targets::Classes { labels, shape: Vec::new() }
+            }
+            RowTargets::Classes { labels, shape } => Targets::Classes { labels, shape },
+            RowTargets::Values { values, shape } => Targets::Values { values, shape },
+        };
+        let first = u32::try_from(count + rows.len()).map(|_| count as u32);
+        let first = first.map_err(|_| TrainingError::data(format!("{} holds too many samples", path.display())))?;
+        if options.held_out > 0.0 {
+            for (row, values) in (first..).zip(rows.rows()) {
+                let part = if held_out::is_held_out(values, options.held_out) { &mut held } else { &mut training };
+                part.push(row);
+            }
         }
-        RowTargets::Classes { labels, shape } => Targets::Classes { labels, shape },
-        RowTargets::Values { values, shape } => Targets::Values { values, shape },
+        count += rows.len();
+        skipped.extend(rows.skipped);
+        let mut inputs = rows.inputs;
+        options.preprocessing.apply(&mut inputs, &shape);
+        Ok(gathering.add(inputs, targets)?)
     };
-    let (mut training, mut held) = (Vec::new(), Vec::new());
-    if options.held_out > 0.0 {
-        for (row, values) in (0u32..).zip(rows.rows()) {
-            let part = if held_out::is_held_out(values, options.held_out) { &mut held } else { &mut training };
-            part.push(row);
+    if file::has_plain_labels(path) {
+        let mut problem = None;
+        let each = &mut |rows| {
+            take(rows, RowTargets::Labels).map_err(|error| {
+                let said = FileError::File { path: path.to_owned(), problem: error.to_string() };
+                problem = Some(error);
+                said
+            })
+        };
+        let read = file::read_pieces(path, &reading, PIECE, each);
+        match problem {
+            Some(error) => return Err(error),
+            None => read?,
         }
+    } else {
+        let (rows, targets) = file::read_with_targets(path, floats, &reading)?;
+        take(rows, targets)?;
     }
-    let (skipped, count) = (rows.skipped, rows.inputs.len() / rows.sample_len.max(1));
-    let mut inputs = rows.inputs;
-    options.preprocessing.apply(&mut inputs, &shape);
-    let all = Dataset::with_targets(inputs, targets, shape)?;
+    let all = gathering.finish()?;
     if options.held_out <= 0.0 {
         return Ok(Parts { training: all, held_out: None, skipped });
     }
@@ -147,7 +182,8 @@ mod tests {
 
     fn options(preprocessing: &Preprocessing) -> DataOptions<'_> {
         let (labels, bad_rows) = (&[], BadRows::Stop);
-        DataOptions { preprocessing, labels, loss: Loss::CrossEntropy, bad_rows, held_out: 0.0 }
+        let held_in_memory = HELD_IN_MEMORY;
+        DataOptions { preprocessing, labels, loss: Loss::CrossEntropy, bad_rows, held_out: 0.0, held_in_memory }
     }
 
     fn read(path: &Path, loss: Loss) -> Result<Dataset, DataError> {
@@ -203,7 +239,12 @@ mod tests {
             datasets(&model(), &path, &DataOptions { held_out, ..options(&preprocessing) })
         };
         let inputs = |data: &Dataset| -> std::collections::HashSet<Vec<u32>> {
-            data.whole().0.chunks(64).map(|sample| sample.iter().map(|value| value.to_bits()).collect()).collect()
+            data.whole()
+                .unwrap()
+                .0
+                .chunks(64)
+                .map(|sample| sample.iter().map(|value| value.to_bits()).collect())
+                .collect()
         };
         let thrice = parts(&all, 0.1).unwrap();
         let held = thrice.held_out.unwrap();
@@ -214,6 +255,30 @@ mod tests {
         assert_eq!(inputs(&once.held_out.unwrap()), inputs(&held), "the same in any order");
         let error = parts(&all[..1], 0.5).unwrap_err().to_string();
         assert!(error.contains("leaves none"), "{error}");
+    }
+
+    #[test]
+    fn more_samples_than_memory_holds_are_trained_on_from_a_file_with_the_same_bits() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.csv");
+        // Several pieces: each of about a million values.
+        let text = include_str!("../../models/zoo/digits.csv");
+        let body: String = text.lines().skip(1).map(|line| format!("{line}\n")).collect();
+        std::fs::write(&path, body.repeat(10)).unwrap();
+        let preprocessing = Preprocessing { scale: 1.0 / 16.0, ..Preprocessing::default() };
+        let read = |held_in_memory| {
+            datasets(&model(), &path, &DataOptions { held_out: 0.2, held_in_memory, ..options(&preprocessing) })
+                .unwrap()
+        };
+        let (held, filed) = (read(HELD_IN_MEMORY), read(1000));
+        assert_eq!((filed.training.len() + filed.held_out.as_ref().unwrap().len()), 17_970);
+        assert_eq!(held.training.labels(), filed.training.labels());
+        let plan = crate::training::Plan { batch_size: 256, seed: 3, ..Default::default() };
+        let trained = |parts: &Parts| {
+            let cancel = std::sync::atomic::AtomicBool::new(false);
+            crate::training::train(&model(), &parts.training, &plan, &|_| (), &cancel).unwrap().weights
+        };
+        assert_eq!(trained(&held).values(), trained(&filed).values());
     }
 
     #[test]
@@ -256,7 +321,7 @@ mod tests {
             let preprocessing = Preprocessing { scale, ..Preprocessing::default() };
             let data = datasets(&model(), path, &DataOptions { labels: &labels, ..options(&preprocessing) }).unwrap();
             let labels = data.training.labels();
-            let rows = data.training.whole().0.chunks(64).map(<[f32]>::to_vec).zip(labels).collect::<Vec<_>>();
+            let rows = data.training.whole().unwrap().0.chunks(64).map(<[f32]>::to_vec).zip(labels).collect::<Vec<_>>();
             let key = |row: &(Vec<f32>, u32)| (row.1, row.0.iter().map(|v| (v * 16.0).round() as u32).collect());
             rows.iter().map(key).collect::<std::collections::BTreeSet<(u32, Vec<u32>)>>()
         };

@@ -12,6 +12,7 @@ use crate::federation::budget::Budget;
 use crate::inference::library::Settings;
 use crate::samples::Replay;
 use crate::samples::file::BadRows;
+use crate::training::{Device, Resources};
 
 mod commented;
 
@@ -112,6 +113,8 @@ impl Default for Telemetry {
 pub struct Training {
     /// Threads of the low-priority training pool, 1..=256.
     pub threads: usize,
+    /// What training computes on: `cpu` or `gpu`.
+    pub device: Device,
     /// Samples that earlier trainings saw, for each new one; negative: all that the store holds.
     pub replay: f64,
     /// Share of the time in which training computes, 0.01..=1.
@@ -131,6 +134,23 @@ impl Training {
         if self.replay < 0.0 { Replay::All } else { Replay::Ratio(self.replay) }
     }
 
+    /// What training may use of the machine.
+    pub fn resources(&self) -> Resources {
+        Resources { threads: self.threads, device: self.device }
+    }
+
+    /// Takes the device of training into use.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] where it is not there.
+    pub fn check_device(&self) -> Result<(), ConfigError> {
+        self.device.check().map(|_| ()).map_err(|problem| ConfigError::Value {
+            key: "training.device",
+            value: format!("{:?}", self.device.to_string()),
+            problem: problem.to_string(),
+        })
+    }
+
     /// When training runs, and how hard.
     ///
     /// # Errors
@@ -148,7 +168,15 @@ impl Training {
 
 impl Default for Training {
     fn default() -> Self {
-        Training { threads: 1, replay: -1.0, share: 1.0, hours: String::new(), mains_power: false, worst_loss: 10.0 }
+        Training {
+            threads: 1,
+            device: Device::Cpu,
+            replay: -1.0,
+            share: 1.0,
+            hours: String::new(),
+            mains_power: false,
+            worst_loss: 10.0,
+        }
     }
 }
 

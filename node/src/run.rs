@@ -149,6 +149,7 @@ pub async fn run(
         Arc::new(Versions::new(shelf, repository.clone(), samples.clone(), config.data.clone(), memory.clone()));
     let drift = config.drift.options().map(DriftWatch::new);
     let training = &config.training;
+    training.check_device()?;
     let options =
         EdgeOptions { replay: training.replay(), budget: training.budget()?, worst_loss: training.worst_loss };
     let workshop = Workshop {
@@ -186,7 +187,7 @@ pub async fn run(
     ready(addresses);
     versions.restore().await;
     let channel = connect_lazy(&coordinator.federation, &shared, Role::Coordinator)?;
-    let session = Session::new(channel, bound.to_string(), config.training.threads, status, status_file.clone());
+    let session = Session::new(channel, bound.to_string(), config.training.resources(), status, status_file.clone());
     let federation = tokio::spawn(driver::run(session, workshop));
 
     shutdown.await;

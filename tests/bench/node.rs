@@ -22,6 +22,7 @@ use fedge_node::federation::shelf::Shelf;
 use fedge_node::federation::work::Workshop;
 use fedge_node::run::{identity_directory, lock};
 use fedge_node::status::{NodeStatus, StatusFile};
+use fedge_node::training::Resources;
 use fedge_proto::identity::{Role, SharedIdentity};
 use fedge_proto::tls::connect_lazy;
 use fixed::{FixedVector, Layouts};
@@ -114,5 +115,5 @@ fn node(folder: &Path, arguments: &Arguments, layouts: &Arc<Layouts>) -> anyhow:
         data_problems: Vec::new(),
     };
     let channel = connect_lazy(&coordinator.federation, &SharedIdentity::new(identity), Role::Coordinator)?;
-    Ok((lock, Session::new(channel, String::new(), 1, status, StatusFile::of(folder)), workshop))
+    Ok((lock, Session::new(channel, String::new(), Resources::default(), status, StatusFile::of(folder)), workshop))
 }

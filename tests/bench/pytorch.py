@@ -1,9 +1,10 @@
 """One training step in fedge and in PyTorch: the same ONNX file's network, batch, optimizer and number of threads, alternating.
 
-    python tests/bench/pytorch.py --fedge target/release/fedge [--only mlp,cnn] [--threads 1] [--rounds 3] [--json]
+    python tests/bench/pytorch.py --fedge target/release/fedge [--only mlp,cnn] [--threads 1] [--rounds 3] [--device gpu] [--json]
 
 Each side runs in a process of its own. A step's time is the difference of two runs of different length, so that starting, loading and
-compiling count for neither side; the best of the rounds is taken. Memory is the process's peak (VmHWM, looked at every 5 ms: Linux).
+compiling count for neither side; the best of the rounds is taken. `--device gpu` compares a fedge that was built with `--features wgpu`
+with PyTorch on CUDA, over ten times the steps. Memory is the process's peak (VmHWM, looked at every 5 ms: Linux).
 Needs torch, torchvision, onnx and numpy.
 """
 
@@ -68,12 +69,13 @@ def export(name, path):
     )
 
 
-def torch_steps(name, steps, threads):
+def torch_steps(name, steps, threads, device):
     """In a process of its own: seconds of so many steps."""
     import torch
 
     torch.set_num_threads(threads)
-    model = network(name).train()
+    device = torch.device("cuda" if device == "gpu" else "cpu")
+    model = network(name).train().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
     loss = torch.nn.CrossEntropyLoss()
     batch = MODELS[name][1]
@@ -82,8 +84,10 @@ def torch_steps(name, steps, threads):
     for step in range(steps):
         rows = slice(step * batch, (step + 1) * batch)
         optimizer.zero_grad()
-        loss(model(x[rows]), y[rows]).backward()
+        loss(model(x[rows].to(device)), y[rows].to(device)).backward()
         optimizer.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -102,7 +106,7 @@ def measured(command):
     return process.stdout.read(), peak * 1024 / 1e6
 
 
-def fedge_seconds(fedge, folder, name, steps, threads):
+def fedge_seconds(fedge, folder, name, steps, threads, device):
     x, y = samples(name, steps)
     data, task = folder / "data.npz", folder / "task.toml"
     np.savez(data, x=x, y=y.astype("i8"))
@@ -111,22 +115,24 @@ def fedge_seconds(fedge, folder, name, steps, threads):
     )
     output, peak = measured(
         [fedge, "model", "train", str(folder / f"{name}.onnx"), "--data", str(data), "--task", str(task),
-         "--out", str(folder / "out.onnx"), "--threads", str(threads), "--json"]
+         "--out", str(folder / "out.onnx"), "--threads", str(threads), "--device", device, "--json"]
     )
     return json.loads(output)["seconds"], peak
 
 
-def torch_seconds(name, steps, threads):
-    output, peak = measured([sys.executable, __file__, "--torch", f"{name},{steps},{threads}"])
+def torch_seconds(name, steps, threads, device):
+    output, peak = measured([sys.executable, __file__, "--torch", f"{name},{steps},{threads},{device}"])
     return float(output), peak
 
 
-def compare(fedge, folder, name, threads, rounds):
+def compare(fedge, folder, name, threads, rounds, device):
     subprocess.run([sys.executable, __file__, "--export", f"{name},{folder / name}.onnx"], check=True, capture_output=True)
     _, batch, short, long = MODELS[name]
+    if device == "gpu":
+        short, long = 10 * short, 10 * long
     sides = {
-        "fedge": lambda steps: fedge_seconds(fedge, folder, name, steps, threads),
-        "torch": lambda steps: torch_seconds(name, steps, threads),
+        "fedge": lambda steps: fedge_seconds(fedge, folder, name, steps, threads, device),
+        "torch": lambda steps: torch_seconds(name, steps, threads, device),
     }
     times, peaks = {side: [] for side in sides}, {side: 0.0 for side in sides}
     for _ in range(rounds):
@@ -137,7 +143,7 @@ def compare(fedge, folder, name, threads, rounds):
             peaks[side] = max(peaks[side], peak)
     best = {side: 1000 * min(found) for side, found in times.items()}
     return {
-        "model": name, "batch": batch, "threads": threads,
+        "model": name, "batch": batch, "threads": threads, "device": device,
         "fedge_ms": best["fedge"], "torch_ms": best["torch"], "ratio": best["fedge"] / best["torch"],
         "fedge_mb": peaks["fedge"], "torch_mb": peaks["torch"], "memory_ratio": peaks["fedge"] / peaks["torch"],
     }
@@ -149,6 +155,7 @@ def main():
     parser.add_argument("--only", default=",".join(MODELS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--torch", help=argparse.SUPPRESS)
     parser.add_argument("--export", help=argparse.SUPPRESS)
@@ -157,14 +164,14 @@ def main():
         export(*arguments.export.split(",", 1))
         return
     if arguments.torch:
-        name, steps, threads = arguments.torch.split(",")
-        print(torch_steps(name, int(steps), int(threads)))
+        name, steps, threads, device = arguments.torch.split(",")
+        print(torch_steps(name, int(steps), int(threads), device))
         return
     if not arguments.fedge:
         parser.error("--fedge says which program is measured")
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only.split(","):
-            found = compare(arguments.fedge, Path(folder), name, arguments.threads, arguments.rounds)
+            found = compare(arguments.fedge, Path(folder), name, arguments.threads, arguments.rounds, arguments.device)
             if arguments.json:
                 print(json.dumps(found), flush=True)
             else:

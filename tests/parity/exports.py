@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 
 
 class Tagger(nn.Module):
-    """Token ids, as float32, to a class for each token, by a bidirectional LSTM."""
+    """Token ids to a class for each token, by a bidirectional LSTM."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class Tagger(nn.Module):
         self.head = nn.Linear(24, 5)
 
     def forward(self, x):
-        return self.head(self.lstm(self.table(x.long()))[0])
+        return self.head(self.lstm(self.table(x))[0])
 
 
 class Gru(nn.Module):
@@ -58,7 +58,7 @@ class Gru(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A small BERT: token ids, as float32, to a class."""
+    """A small BERT: token ids to a class."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
 
     def forward(self, x):
         places = torch.arange(16)
-        h = self.norm(self.words(x.long()) + self.places(places)[None])
+        h = self.norm(self.words(x) + self.places(places)[None])
         return self.head(torch.tanh(self.pool(self.encoder(h)[:, 0])))
 
 
@@ -120,7 +120,7 @@ def zoo(name, size, batch):
 
 
 def tokens(words, length):
-    return lambda r: r.integers(0, words, size=(4, length)).astype(np.float64)
+    return lambda r: r.integers(0, words, size=(4, length))
 
 
 # name: model, batch, classes, shape of a sample's labels
@@ -159,13 +159,15 @@ def export(model, x, path, exporter):
         )  # fmt: skip
 
 
-def reference(model, x, y):
-    """Gradients by name in training mode, in x's precision."""
-    model = copy.deepcopy(model).to(torch.from_numpy(x).dtype).train()
+def reference(model, x, y, precision):
+    """Gradients by name in training mode, in this precision; integers stay integers."""
+    model = copy.deepcopy(model).to(precision).train()
+    x = torch.from_numpy(x)
+    x = x.to(precision) if x.is_floating_point() else x
     for module in model.modules():
         if isinstance(module, (nn.Dropout, torchvision.ops.StochasticDepth)):
             module.p = 0.0
-    output = model(torch.from_numpy(x))
+    output = model(x)
     labels = torch.from_numpy(y)
     if output.dim() == 3:
         output = output.transpose(1, 2)
@@ -250,7 +252,8 @@ def run(fedge, name, exporter, folder):
     make, batch, classes, label_shape = MODELS[name]
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    x = batch(random).astype(np.float32)
+    x = batch(random)
+    x = x.astype(np.float32) if x.dtype == np.float64 else x
     y = random.integers(0, classes, size=(len(x), *label_shape))
     model = make()
     perturb(model)
@@ -268,8 +271,8 @@ def run(fedge, name, exporter, folder):
     if check.returncode:
         return {**result, "failed": f"check: {(check.stderr or check.stdout)[:600]}"}
     result["operators"] = sorted({node.op_type for node in onnx.load(path).graph.node})
-    loss, parameters = reference(model, x.astype(np.float64), y)
-    result["pytorch_float32"] = own_error(reference(model, x, y)[1], parameters)
+    loss, parameters = reference(model, x, y, torch.float64)
+    result["pytorch_float32"] = own_error(reference(model, x, y, torch.float32)[1], parameters)
     for precision, flags in (("float32", []), ("float64", ["--double"])):
         out = folder / f"{name}-{exporter}-{precision}.npz"
         command = [fedge, "model", "gradients", path, "--data", data, "--out", out, "--json", *flags]

@@ -82,6 +82,35 @@ impl ElementType {
         }
     }
 
+    /// Whether samples of this type are held as float32: float32 itself, and whole numbers that it holds exactly
+    /// ([`ElementType::holds`]), which is what class, token and pixel values are.
+    pub fn is_held_as_float(self) -> bool {
+        self == ElementType::Fp32 || self.range().is_some()
+    }
+
+    /// Whether a float32 is a value of this type: any finite number for float32, a whole number within the type's range
+    /// and below 2^24 for an integer. False for all other types.
+    pub fn holds(self, value: f32) -> bool {
+        match self.range() {
+            Some((low, high)) => value.fract() == 0.0 && (low..=high).contains(&value),
+            None => self == ElementType::Fp32 && value.is_finite(),
+        }
+    }
+
+    /// The whole numbers of an integer type that float32 holds exactly, with all below them.
+    fn range(self) -> Option<(f32, f32)> {
+        const WHOLE: f32 = 16_777_215.0;
+        Some(match self {
+            ElementType::Uint8 => (0.0, 255.0),
+            ElementType::Uint16 => (0.0, 65_535.0),
+            ElementType::Uint32 | ElementType::Uint64 => (0.0, WHOLE),
+            ElementType::Int8 => (-128.0, 127.0),
+            ElementType::Int16 => (-32_768.0, 32_767.0),
+            ElementType::Int32 | ElementType::Int64 => (-WHOLE, WHOLE),
+            _ => return None,
+        })
+    }
+
     /// The type behind ONNX's `TensorProto.DataType` number; `None` for strings, complex and sub-byte types.
     pub fn from_onnx(data_type: i32) -> Option<ElementType> {
         Some(match DataType::try_from(data_type).ok()? {

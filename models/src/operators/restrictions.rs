@@ -98,11 +98,14 @@ pub(super) fn model_stops_training(
             ));
         }
     }
-    for (role, signature) in [("input", input), ("output", output)] {
-        if signature.element != ElementType::Fp32 {
-            let element = signature.element.name();
-            found.push(about(&signature.name, format!("is the model's {role} in {element}; training needs float32")));
-        }
+    let element = |signature: &TensorSignature| signature.element.name();
+    if !input.element.is_held_as_float() {
+        let reason = format!("is the model's input in {}; training needs float32 or integers", element(input));
+        found.push(about(&input.name, reason));
+    }
+    if output.element != ElementType::Fp32 {
+        let reason = format!("is the model's output in {}; training needs float32", element(output));
+        found.push(about(&output.name, reason));
     }
     if !layout.parameters().iter().any(|spec| spec.class == ParameterClass::Trainable) {
         found.push(about(

@@ -37,6 +37,9 @@ impl Config {
              [training]\n\
              # Threads of the low-priority training pool.\n\
              threads = {}\n\
+             # What training computes on: \"cpu\", or \"gpu\" over Vulkan, Metal or DirectX 12, in a program built with the feature\n\
+             # wgpu.\n\
+             device = \"{}\"\n\
              # Samples that earlier trainings saw, replayed to a training for each new one (0: new ones alone); negative: all\n\
              # that the store holds.\n\
              replay = {:?}\n\
@@ -85,6 +88,7 @@ impl Config {
             d.telemetry.otlp_endpoint,
             d.telemetry.trace_ratio,
             d.training.threads,
+            d.training.device,
             d.training.replay,
             d.training.share,
             d.training.hours,

@@ -12,7 +12,7 @@ use fedge_proto::model::ModelVersion;
 use fedge_proto::update::{Coding, Encoding};
 
 use super::pacing::Deadline;
-use crate::training::{Objective, Plan};
+use crate::training::{Objective, Plan, Resources};
 
 #[path = "convert_plan.rs"]
 mod plan;
@@ -57,7 +57,7 @@ pub enum Assignment {
         round: u64,
         /// What to train.
         base: Version,
-        /// How; its `threads` are the node's own choice.
+        /// How; its `resources` are the node's own choice.
         plan: Box<Plan>,
         /// What is sent.
         terms: Terms,
@@ -124,11 +124,11 @@ pub struct Instructions {
     pub assignment: Option<Assignment>,
 }
 
-/// Translates a poll's reply, which came at `received`. `threads` is the node's bound on training.
+/// Translates a poll's reply, which came at `received`. `resources` are what the node gives to training.
 ///
 /// # Errors
 /// A sentence that names the field.
-pub fn instructions(reply: wire::PollReply, threads: usize, received: Instant) -> Result<Instructions, String> {
+pub fn instructions(reply: wire::PollReply, resources: Resources, received: Instant) -> Result<Instructions, String> {
     let serve = reply
         .serve
         .into_iter()
@@ -136,7 +136,7 @@ pub fn instructions(reply: wire::PollReply, threads: usize, received: Instant) -
         .collect::<Result<Vec<_>, String>>()?;
     let assignment = match reply.assignment {
         None => None,
-        Some(poll_reply::Assignment::Train(a)) => Some(train(a, threads, received)?),
+        Some(poll_reply::Assignment::Train(a)) => Some(train(a, resources, received)?),
         Some(poll_reply::Assignment::Evaluate(a)) => Some(Assignment::Evaluate {
             id: assignment_id(&a.assignment_id)?,
             round: a.round,
@@ -158,7 +158,7 @@ pub fn wire_coding(coding: &Coding) -> wire::Coding {
     wire::Coding { encoding: encoding.into(), top_k: coding.top_k, zstd: coding.zstd }
 }
 
-fn train(train: wire::TrainAssignment, threads: usize, received: Instant) -> Result<Assignment, String> {
+fn train(train: wire::TrainAssignment, resources: Resources, received: Instant) -> Result<Assignment, String> {
     let wire_plan = train.plan.ok_or("the assignment lacks its plan")?;
     Ok(Assignment::Train {
         id: assignment_id(&train.assignment_id)?,
@@ -166,7 +166,7 @@ fn train(train: wire::TrainAssignment, threads: usize, received: Instant) -> Res
         round: train.round,
         base: version(train.base)?,
         terms: terms(&wire_plan)?,
-        plan: Box::new(plan(wire_plan, &train.assignment_id, threads)?),
+        plan: Box::new(plan(wire_plan, &train.assignment_id, resources)?),
         deadline: Deadline::new(received, Duration::from_millis(train.deadline_ms)),
     })
 }
@@ -290,7 +290,7 @@ pub(crate) mod test_assignments {
 
     fn of(assignment: poll_reply::Assignment) -> Result<Assignment, String> {
         let reply = wire::PollReply { seen: 1, serve: vec![], assignment: Some(assignment) };
-        instructions(reply, 1, *RECEIVED).map(|i| i.assignment.unwrap())
+        instructions(reply, Resources::default(), *RECEIVED).map(|i| i.assignment.unwrap())
     }
 
     pub(crate) fn train(number: u8) -> Assignment {

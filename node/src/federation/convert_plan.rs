@@ -4,16 +4,16 @@
 use fedge_models::Selection;
 use fedge_proto::federation::{self as wire, training_plan};
 
-use crate::training::{Augmentation, Loss, Objective, Optimizer, Plan, Schedule};
+use crate::training::{Augmentation, Loss, Objective, Optimizer, Plan, Resources, Schedule};
 
 /// Most characters of patterns, and most class weights.
 const MAX_ENTRIES: usize = 65_536;
 
-/// A training plan for one assignment.
+/// A training plan for one assignment, run with what this node gives.
 ///
 /// # Errors
 /// A sentence that names the field.
-pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Result<Plan, String> {
+pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], resources: Resources) -> Result<Plan, String> {
     // Each node and round shuffles its own way: the assignment's id stands for both.
     let mut salt = [0; 8];
     salt.iter_mut().zip(assignment).for_each(|(s, byte)| *s = *byte);
@@ -51,7 +51,7 @@ pub fn plan(plan: wire::TrainingPlan, assignment: &[u8], threads: usize) -> Resu
         proximal_mu: plan.proximal_mu,
         // It needs what the node remembers: `work` puts it in.
         correction: None,
-        threads,
+        resources,
     };
     plan.validate().map_err(|e| e.to_string())?;
     Ok(plan)
@@ -110,6 +110,7 @@ fn optimizer(plan: &wire::TrainingPlan) -> Result<Optimizer, String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::training::Device;
 
     fn sent() -> wire::TrainingPlan {
         wire::TrainingPlan {
@@ -135,11 +136,12 @@ mod tests {
 
     #[test]
     fn every_option_arrives() {
-        let found = plan(sent(), &[], 2).unwrap();
+        let resources = Resources { threads: 2, device: Device::Gpu };
+        let found = plan(sent(), &[], resources).unwrap();
         assert_eq!(found.objective.loss, Loss::Huber { delta: 0.5 });
         assert!(matches!(found.optimizer, Optimizer::Adam { decoupled: true, .. }));
         assert_eq!(found.augmentation, Augmentation { flip: true, crop: 4 });
-        assert_eq!((found.schedule, found.threads), (Schedule::Cosine, 2));
+        assert_eq!((found.schedule, found.resources), (Schedule::Cosine, resources));
         assert_eq!(found.trained, Selection::Named(["fc*".to_owned()].into()));
     }
 
@@ -148,7 +150,7 @@ mod tests {
         let refused = |change: &dyn Fn(&mut wire::TrainingPlan)| {
             let mut sent = sent();
             change(&mut sent);
-            plan(sent, &[], 1).unwrap_err()
+            plan(sent, &[], Resources::default()).unwrap_err()
         };
         assert!(refused(&|plan| plan.loss = 99).contains("loss 99"));
         assert!(refused(&|plan| plan.schedule = 99).contains("schedule 99"));

@@ -10,6 +10,7 @@ use super::super::outbox::tests::put;
 use super::super::work::tests::{Fixed, Room};
 use super::*;
 use crate::status::{NodeStatus, StatusFile};
+use crate::training::Resources;
 
 struct Node {
     task: JoinHandle<()>,
@@ -35,7 +36,8 @@ async fn start(room: &Room, fixed: &Fixed) -> Node {
         serving: vec![],
         data_problems: vec![],
     };
-    let session = Session::new(channel, String::new(), 1, status, StatusFile::of(room.folder.path()));
+    let session =
+        Session::new(channel, String::new(), Resources::default(), status, StatusFile::of(room.folder.path()));
     Node { task: tokio::spawn(run(session, room.workshop(fixed))) }
 }
 

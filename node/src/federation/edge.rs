@@ -14,7 +14,7 @@ use crate::drift::DriftWatch;
 use crate::inference::Serving;
 use crate::samples::{Replay, Sample, SampleStore, TrainingDraw};
 use crate::status::ServedModel;
-use crate::training::{self, Dataset, Loss, Objective, TrainingError};
+use crate::training::{self, Dataset, Device, Loss, Objective, TrainingError};
 
 /// Held-out samples that a trained model is judged by.
 const LEAST_JUDGES: usize = 10;
@@ -159,7 +159,7 @@ fn evaluate(
     let classes = objective.loss == Loss::CrossEntropy;
     let correct_served = if classes { served_correctly(serving, &samples)? } else { 0 };
     let data = dataset(package, samples).map_err(|e| e.to_string())?;
-    let float = training::evaluate_by(&package.model, &data, objective).map_err(|e| e.to_string())?;
+    let float = training::evaluate_by(&package.model, &data, objective, Device::Cpu).map_err(|e| e.to_string())?;
     Ok(Evaluated {
         examples: float.examples,
         correct_float: if classes { float.correct } else { 0 },

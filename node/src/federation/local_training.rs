@@ -13,7 +13,7 @@ use super::learner::{Run, Trained};
 use super::memory::Own;
 use super::outbox::Metrics;
 use super::pacing::Pace;
-use crate::training::{self, Dataset, Evaluation, Loss, Objective, Watch};
+use crate::training::{self, Dataset, Evaluation, Loss, Objective, Plan, Watch};
 
 /// Below this cross-entropy, in nats, a model is sure of itself, and multiples of its loss mean little; and below this
 /// loss of other kinds, whose targets here are class indices or rows of one 1.
@@ -64,7 +64,10 @@ pub fn train(model: Model, base: impl Read, data: &Dataset, run: &Run, guard: &G
         plan.correction = Some(whole.into());
     }
     let loss_base = match run.loss_base {
-        true => Some(training::evaluate_by(&model, data, &run.plan.objective).map_err(|e| e.to_string())?.loss),
+        true => {
+            let Plan { objective, resources, .. } = &run.plan;
+            Some(training::evaluate_by(&model, data, objective, resources.device).map_err(|e| e.to_string())?.loss)
+        }
         false => None,
     };
     let pacing = Pacing::new(run, &guard.budget);

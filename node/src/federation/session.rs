@@ -18,6 +18,7 @@ use super::enrol::is_transient;
 use super::learner::{Client, Learner};
 use super::participant::Event;
 use crate::status::{NodeStatus, StatusFile};
+use crate::training::Resources;
 
 /// How long the coordinator may hold a poll.
 const POLL_WAIT: Duration = Duration::from_secs(20);
@@ -33,7 +34,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 pub struct Session {
     channel: Channel,
     inference_address: String,
-    training_threads: usize,
+    resources: Resources,
     status: Arc<Mutex<NodeStatus>>,
     file: StatusFile,
 }
@@ -43,11 +44,11 @@ impl Session {
     pub fn new(
         channel: Channel,
         inference_address: String,
-        training_threads: usize,
+        resources: Resources,
         status: NodeStatus,
         file: StatusFile,
     ) -> Session {
-        Session { channel, inference_address, training_threads, status: Arc::new(Mutex::new(status)), file }
+        Session { channel, inference_address, resources, status: Arc::new(Mutex::new(status)), file }
     }
 
     /// A client of the federation service.
@@ -173,7 +174,7 @@ pub async fn listen(session: Session, events: mpsc::Sender<Event>, serve: watch:
         };
         // What time is left is counted from here.
         let received = Instant::now();
-        let instructions = match reply.map(|r| convert::instructions(r, session.training_threads, received)) {
+        let instructions = match reply.map(|r| convert::instructions(r, session.resources, received)) {
             Ok(Ok(instructions)) => instructions,
             Ok(Err(reason)) => {
                 tracing::error!(%reason, "the coordinator's instructions can't be understood; is this node too old?");

@@ -7,14 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use fedge_models::float::{MAX_VALUE_LEN, check_sizes};
+use fedge_models::float::{MAX_VALUE_LEN, check_sizes, datum_type, typed};
 use fedge_models::mending::mended;
 use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
 use tract_onnx::data_resolver::ModelDataResolver;
-use tract_onnx::prelude::{
-    Datum, Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec,
-};
+use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec};
 use tract_onnx::tract_hir::infer::InferenceFact;
 use tract_onnx::tract_hir::internal::{IntoRunnable, TDim};
 
@@ -37,7 +35,7 @@ pub(crate) struct Engine {
     not_lowered: Option<NotLowered>,
     /// Threads of the current rayon pool that one batch may use, at least 1.
     threads: usize,
-    sample_shape: Vec<usize>,
+    input: TensorSignature,
     output_len: usize,
 }
 
@@ -64,16 +62,19 @@ pub struct EngineReport {
 }
 
 impl Engine {
-    /// Loads ONNX bytes whose one input and one output have these signatures, both float32.
+    /// Loads ONNX bytes whose one input and one output have these signatures: samples that are held as float32, and float32.
     ///
     /// The batch stays symbolic where the file leaves it open; where tract cannot do that, or the file fixes it to 1,
     /// samples run one by one. Any other fixed batch is refused.
     pub(crate) fn load(onnx: &[u8], input: &TensorSignature, output: &TensorSignature) -> Result<Engine, EngineError> {
         let refused = |problem: String| EngineError { action: "load", problem };
-        for (role, signature) in [("input", input), ("output", output)] {
-            if signature.element != ElementType::Fp32 {
+        for (role, signature, fits) in [
+            ("input", input, input.element.is_held_as_float()),
+            ("output", output, output.element == ElementType::Fp32),
+        ] {
+            if !fits {
                 return Err(refused(format!(
-                    "its {role} {:?} is {}; export it with float32 inputs and outputs",
+                    "its {role} {:?} is {}; export it with a float32 or integer input and a float32 output",
                     signature.name,
                     signature.element.name()
                 )));
@@ -129,8 +130,7 @@ impl Engine {
         input: &TensorSignature,
         output: &TensorSignature,
     ) -> Engine {
-        let (sample_shape, output_len) = (input.sample_shape(), output.sample_len());
-        Engine { runner, not_lowered, threads: 1, sample_shape, output_len }
+        Engine { runner, not_lowered, threads: 1, input: input.clone(), output_len: output.sample_len() }
     }
 
     /// Lets one batch use this many threads of the rayon pool in which it runs.
@@ -164,7 +164,7 @@ impl Engine {
 
     /// Runs samples `[n, ...sample_shape]`, row-major, n >= 1; gives `[n, ...]` outputs, row-major.
     pub(crate) fn run(&self, samples: &[f32]) -> Result<Vec<f32>, EngineError> {
-        let sample_len = self.sample_shape.iter().product::<usize>().max(1);
+        let sample_len = self.input.sample_len().max(1);
         let rows = samples.len() / sample_len;
         if rows == 0 || rows * sample_len != samples.len() {
             let problem = format!("{} values are no whole number of samples of {sample_len}", samples.len());
@@ -197,8 +197,9 @@ impl Engine {
         rows: usize,
         outputs: &mut Vec<f32>,
     ) -> TractResult<()> {
-        let shape: Vec<usize> = std::iter::once(rows).chain(self.sample_shape.iter().copied()).collect();
-        let results = plan.run(tvec!(TValue::from(Tensor::from_shape(&shape, samples)?)))?;
+        let shape: Vec<usize> = std::iter::once(rows).chain(self.input.sample_shape()).collect();
+        let samples = typed(Tensor::from_shape(&shape, samples)?, &self.input)?;
+        let results = plan.run(tvec!(TValue::from(samples)))?;
         if let Some(result) = results.first() {
             outputs.extend(result.to_plain_array_view::<f32>()?.iter());
         }
@@ -221,7 +222,7 @@ fn plan(
         None => TDim::from(model.symbols.sym("fedge_batch")),
     };
     let dims: Vec<TDim> = std::iter::once(dim).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
-    let model = model.with_input_fact(0, InferenceFact::dt_shape(f32::datum_type(), dims))?.into_typed()?;
+    let model = model.with_input_fact(0, InferenceFact::dt_shape(datum_type(input), dims))?.into_typed()?;
     let largest = check_sizes(&model)?;
     let most = batch.unwrap_or((MAX_VALUE_LEN / largest.max(1)).max(1));
     Ok((model.into_optimized()?.into_runnable()?, most))

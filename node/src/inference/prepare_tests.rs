@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::super::check::argmax;
-use super::super::test_fixtures::{PIXELS, digits, package, serving};
+use super::super::test_fixtures::{PIXELS, digits, package, serving, tokens};
 use super::*;
 
 fn inputs(samples: &[Sample]) -> Vec<Vec<f32>> {
@@ -104,4 +104,25 @@ fn a_batch_that_is_no_whole_number_of_samples_is_an_error() {
     let serving = serving(1);
     assert!(serving.run(&[0.0; PIXELS + 1]).is_err());
     assert!(serving.run(&[]).is_err());
+}
+
+#[test]
+fn a_model_of_integers_serves_samples_and_tells_its_type() {
+    let int64 = fedge_models::pb::tensor_proto::DataType::Int64 as i32;
+    let bytes = tokens(int64);
+    let model = fedge_models::Model::from_bytes(bytes).unwrap();
+    let manifest = Manifest {
+        digest: model.digest(),
+        layout: model.layout().digest(),
+        labels: Vec::new(),
+        preprocessing: fedge_models::Preprocessing::default(),
+        ..package(1).manifest
+    };
+    let package = Package::new(manifest, model).unwrap();
+    let calibration = vec![vec![1.0, 2.0], vec![-3.0, 4.0]];
+    let serving = prepare(package, calibration, &[], &PrepareOptions::default()).unwrap();
+    assert_eq!(serving.contract().inputs[0].element.name(), "INT64");
+    assert_eq!(serving.run(&[5.0, 16_777_215.0, -1.0, 0.0]).unwrap().values, [5.0, 16_777_215.0, -1.0, 0.0]);
+    let error = serving.run(&[0.5, 1.0]).unwrap_err().to_string();
+    assert!(error.contains("0.5 is no INT64"), "{error}");
 }

@@ -104,7 +104,7 @@ pub struct TensorData {
 /// Checked inputs of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Inputs {
-    /// Raw samples `[rows, ...sample_shape]`, all finite, of a model with one float32 input.
+    /// Raw samples `[rows, ...sample_shape]`, all finite, of a model with one input that is held as float32.
     Floats(Vec<f32>),
     /// One tensor an input, in the model's order.
     Tensors(Vec<TensorData>),
@@ -137,7 +137,7 @@ pub struct Contract<'a> {
     pub outputs: &'a [TensorSignature],
     /// Whether the first dimension of every tensor counts samples.
     pub batched: bool,
-    /// Whether its one input is float32 samples.
+    /// Whether its one input is samples that are held as float32.
     pub floats: bool,
 }
 
@@ -220,7 +220,7 @@ pub fn check(inputs: Vec<InputTensor>, contract: &Contract<'_>, limits: &Request
     let rows = rows.unwrap_or(1);
     match tensors.as_slice() {
         [only] if contract.floats => {
-            let values = finite(&only.data)
+            let values = floats(&only.data, only.element)
                 .map_err(|problem| Refused(format!("input {:?}: {problem}", contract.inputs[0].name)))?;
             Ok(Batch { inputs: Inputs::Floats(values), rows })
         }
@@ -311,11 +311,32 @@ fn bytes(data: InputData, element: ElementType, elements: usize) -> Result<Bytes
     Ok(bytes)
 }
 
-fn finite(raw: &[u8]) -> Result<Vec<f32>, String> {
-    let values: Vec<f32> = raw.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect();
-    match values.iter().position(|value| !value.is_finite()) {
-        Some(at) => Err(format!("expected finite numbers, but element {at} (from 0) is {}", values[at])),
-        None => Ok(values),
+/// The values as they are held, checked to be held exactly.
+#[allow(clippy::cast_precision_loss, reason = "what is not held exactly is refused")]
+fn floats(raw: &[u8], element: ElementType) -> Result<Vec<f32>, String> {
+    fn each<const SIZE: usize>(raw: &[u8], value: impl Fn([u8; SIZE]) -> f32) -> Vec<f32> {
+        raw.as_chunks().0.iter().map(|&chunk| value(chunk)).collect()
+    }
+    let values = match element {
+        ElementType::Uint8 => each(raw, |chunk| f32::from(u8::from_le_bytes(chunk))),
+        ElementType::Int8 => each(raw, |chunk| f32::from(i8::from_le_bytes(chunk))),
+        ElementType::Uint16 => each(raw, |chunk| f32::from(u16::from_le_bytes(chunk))),
+        ElementType::Int16 => each(raw, |chunk| f32::from(i16::from_le_bytes(chunk))),
+        ElementType::Uint32 => each(raw, |chunk| u32::from_le_bytes(chunk) as f32),
+        ElementType::Int32 => each(raw, |chunk| i32::from_le_bytes(chunk) as f32),
+        ElementType::Uint64 => each(raw, |chunk| u64::from_le_bytes(chunk) as f32),
+        ElementType::Int64 => each(raw, |chunk| i64::from_le_bytes(chunk) as f32),
+        _ => each(raw, f32::from_le_bytes),
+    };
+    match (values.iter().position(|value| !element.holds(*value)), element) {
+        (None, _) => Ok(values),
+        (Some(at), ElementType::Fp32) => {
+            Err(format!("expected finite numbers, but element {at} (from 0) is {}", values[at]))
+        }
+        (Some(at), _) => Err(format!(
+            "expected whole numbers below 16777216, which this model's samples are, but element {at} (from 0) is {}",
+            values[at]
+        )),
     }
 }
 

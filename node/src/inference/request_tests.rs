@@ -57,6 +57,26 @@ fn what_does_not_fit_is_refused_by_name() {
 }
 
 #[test]
+fn integers_that_are_samples_are_held_as_floats() {
+    let signatures = [signature("ids", ElementType::Int64, &[None, Some(3)])];
+    let contract = Contract { inputs: &signatures, outputs: &[], batched: true, floats: true };
+    let checked = |ids: [i64; 3]| {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let mut input = tensor("ids", "INT64", &[1, 3], 24);
+        input.data = InputData::Raw(Bytes::from(bytes));
+        check(vec![input], &contract, &RequestLimits::default())
+    };
+    let batch = checked([0, -7, 16_777_215]).unwrap();
+    assert_eq!(batch.inputs, Inputs::Floats(vec![0.0, -7.0, 16_777_215.0]));
+    for large in [16_777_216, 16_777_217, i64::MIN] {
+        let error = checked([1, large, 2]).unwrap_err().to_string();
+        assert!(error.contains("below 16777216") && error.contains("element 1"), "{error}");
+    }
+    let floats = check(vec![tensor("ids", "FP32", &[1, 3], 12)], &contract, &RequestLimits::default());
+    assert!(floats.unwrap_err().to_string().contains("expected the datatype INT64"));
+}
+
+#[test]
 fn a_classification_of_integers_is_refused() {
     let outputs = [signature("classes", ElementType::Int64, &[None])];
     let contract = Contract { inputs: &[], outputs: &outputs, batched: true, floats: false };

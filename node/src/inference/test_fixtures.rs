@@ -109,6 +109,21 @@ pub(crate) fn every_type(element: ElementType) -> Vec<u8> {
     onnx(&[("Identity", &["x"], "y")], vec![value("x")], vec![value("y")])
 }
 
+/// `x` `[batch, 2]` of a type of integers, cast to float32 as `y`.
+pub(crate) fn tokens(element: i32) -> Vec<u8> {
+    let float = pb::tensor_proto::DataType::Float as i32;
+    let bytes = onnx(
+        &[("Cast", &["x"], "y")],
+        vec![value_info("x", element, &[None, Some(2)])],
+        vec![value_info("y", float, &[None, Some(2)])],
+    );
+    let mut proto = pb::ModelProto::decode(&*bytes).unwrap();
+    let kind = pb::attribute_proto::AttributeType::Int as i32;
+    let to = pb::AttributeProto { name: "to".to_owned(), i: float.into(), r#type: kind, ..Default::default() };
+    proto.graph.as_mut().unwrap().node[0].attribute.push(to);
+    proto.encode_to_vec()
+}
+
 /// Cases of the tests that throw bytes at random at decoders and loaders: `FEDGE_FUZZ_CASES`, else `usual`. A million take
 /// about a minute.
 pub(crate) fn fuzz_cases(usual: u32) -> u32 {

@@ -71,8 +71,7 @@ async fn one_class_after_another(replay: Replay) -> f64 {
         let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
         let optimizer =
             Optimizer::Adam { learning_rate: 0.002, beta1, beta2, epsilon, weight_decay: 0.0, decoupled: false };
-        let plan =
-            Plan { optimizer, epochs: 20, batch_size: 32, seed: u64::from(class), threads: 1, ..Plan::default() };
+        let plan = Plan { optimizer, epochs: 20, batch_size: 32, seed: u64::from(class), ..Plan::default() };
         let outcome = training::train(&model, &dataset(draw.samples), &plan, &|_| {}, &AtomicBool::new(false)).unwrap();
         model = model.with_weights(&outcome.weights).unwrap();
         store.mark_trained("m", draw.through).await.unwrap();

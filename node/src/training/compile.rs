@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use fedge_models::pb::{NodeProto, TensorProto};
-use fedge_models::{Model, ParameterClass};
+use fedge_models::{ElementType, Model, ParameterClass};
 
 use super::TrainingError;
 use super::backend::{Precision, Tensor, tensor};
@@ -78,7 +78,8 @@ impl<'g, B: Engine> Compiler<'g, B> {
         }
         let shape = std::iter::once(batch).chain(model.input().sample_shape()).collect();
         let origin = Origin::Computed { learned: false };
-        let input = TensorRef { slot: slots, shape, origin, kind: Kind::Float, known: None };
+        let kind = if model.input().element == ElementType::Fp32 { Kind::Float } else { Kind::Integer };
+        let input = TensorRef { slot: slots, shape, origin, kind, known: None };
         values.insert(model.input().name.as_str(), Value::Tensor(input));
         Compiler {
             opset: model.opset(),

@@ -1,11 +1,15 @@
-//! Samples with their targets in memory, already preprocessed, and their check against a model; sets may share one memory.
+//! Samples with their targets, already preprocessed, and their check against a model; sets may share one memory. The inputs of many
+//! samples lie in a file (`inputs`).
 //! Where samples come from and how they are kept is `samples`' matter.
+
+mod inputs;
 
 use std::sync::Arc;
 
-use fedge_models::Model;
+use fedge_models::{ElementType, Model};
 
 use super::TrainingError;
+use inputs::Inputs;
 
 /// What the outputs for some samples should be, sample after sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +79,7 @@ pub struct Dataset {
 #[derive(Debug, PartialEq)]
 struct Samples {
     /// `[samples, sample_len]`, row-major.
-    inputs: Vec<f32>,
+    inputs: Inputs,
     targets: Targets,
     count: usize,
     shape: Vec<usize>,
@@ -99,8 +103,14 @@ impl Dataset {
         targets: Targets,
         sample_shape: Vec<usize>,
     ) -> Result<Dataset, TrainingError> {
-        let sample_len = product(&sample_shape)
-            .ok_or_else(|| TrainingError::data(format!("the sample shape {sample_shape:?} has no usable size")))?;
+        let sample_len = sample_len(&sample_shape)?;
+        finite(&inputs, 0, sample_len, "number")?;
+        Dataset::join(Inputs::Held(inputs), targets, sample_shape)
+    }
+
+    /// Inputs whose numbers are known to be finite.
+    fn join(inputs: Inputs, targets: Targets, sample_shape: Vec<usize>) -> Result<Dataset, TrainingError> {
+        let sample_len = sample_len(&sample_shape)?;
         let target_len = product(targets.shape()).ok_or_else(|| {
             TrainingError::data(format!("the targets' shape {:?} has no usable size", targets.shape()))
         })?;
@@ -118,9 +128,8 @@ impl Dataset {
                 inputs.len(),
             )));
         }
-        finite(&inputs, sample_len, "number")?;
         if let Targets::Values { values, .. } = &targets {
-            finite(values, target_len, "target")?;
+            finite(values, 0, target_len, "target")?;
         }
         let samples = Samples { inputs, targets, count, shape: sample_shape, len: sample_len };
         Ok(Dataset { samples: Arc::new(samples), rows: None })
@@ -167,20 +176,18 @@ impl Dataset {
     }
 
     /// All samples, copied into one batch.
-    pub(crate) fn whole(&self) -> (Vec<f32>, Targets) {
+    pub(crate) fn whole(&self) -> Result<(Vec<f32>, Targets), TrainingError> {
         self.batch(&(0..self.len()).collect::<Vec<_>>())
     }
 
     /// The samples of these indices, copied into one batch; indices past the end are left out.
-    pub(super) fn batch(&self, indices: &[usize]) -> (Vec<f32>, Targets) {
+    ///
+    /// # Errors
+    /// The file of the inputs cannot be read.
+    pub(super) fn batch(&self, indices: &[usize]) -> Result<(Vec<f32>, Targets), TrainingError> {
         let Samples { inputs: all, targets, len, count, .. } = &*self.samples;
-        let mut inputs = Vec::with_capacity(indices.len() * len);
         let rows = || indices.iter().map(|&index| self.row(index)).filter(|row| row < count);
-        for row in rows() {
-            let sample = row.checked_mul(*len).and_then(|start| all.get(start..start.checked_add(*len)?));
-            inputs.extend_from_slice(sample.unwrap_or_default());
-        }
-        (inputs, targets.select(rows()))
+        Ok((all.rows(rows(), *len)?, targets.select(rows())))
     }
 
     /// Where the sample of this index lies among the shared ones.
@@ -191,17 +198,36 @@ impl Dataset {
         }
     }
 
-    /// Checks the samples' shape against the model's input.
-    pub(super) fn check_shape(&self, model: &Model) -> Result<(), TrainingError> {
-        let expected = model.input().sample_shape();
-        if self.sample_shape() == expected {
+    /// Checks the samples against the model's input: their shape, and that its type holds their numbers.
+    pub(super) fn check_input(&self, model: &Model) -> Result<(), TrainingError> {
+        let input = model.input();
+        let expected = input.sample_shape();
+        if self.sample_shape() != expected {
+            return Err(TrainingError::data(format!(
+                "samples have the shape {:?}, but the model's input {:?} takes {expected:?}; bring them into that shape",
+                self.sample_shape(),
+                input.name
+            )));
+        }
+        if input.element == ElementType::Fp32 {
             return Ok(());
         }
-        Err(TrainingError::data(format!(
-            "samples have the shape {:?}, but the model's input {:?} takes {expected:?}; bring them into that shape",
-            self.sample_shape(),
-            model.input().name
-        )))
+        const PIECE: usize = 1024;
+        for first in (0..self.len()).step_by(PIECE) {
+            let rows: Vec<usize> = (first..self.len().min(first + PIECE)).collect();
+            let (inputs, _) = self.batch(&rows)?;
+            if let Some((index, value)) = inputs.iter().enumerate().find(|(_, value)| !input.element.holds(**value)) {
+                return Err(TrainingError::data(format!(
+                    "sample {}, number {} is {value}, but the model's input {:?} takes {}; leave scaling out of its \
+                     preprocessing, or correct the sample",
+                    first + index / self.samples.len + 1,
+                    index % self.samples.len + 1,
+                    input.name,
+                    input.element.name()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Checks every label against the number of classes.
@@ -218,16 +244,63 @@ impl Dataset {
     }
 }
 
+/// Samples that come piece by piece; above some size their inputs go to a file.
+pub(crate) struct Gathering {
+    inputs: Inputs,
+    targets: Option<Targets>,
+    shape: Vec<usize>,
+    /// Numbers that are held in memory, at most.
+    held: usize,
+}
+
+impl Gathering {
+    /// For samples of this shape; `held` numbers are held in memory at most, and the file is a temporary one.
+    pub(crate) fn new(shape: Vec<usize>, held: usize) -> Gathering {
+        Gathering { inputs: Inputs::Held(Vec::new()), targets: None, shape, held }
+    }
+
+    /// Adds samples and their targets, of the kind and shape of those before.
+    ///
+    /// # Errors
+    /// As [`Dataset::with_targets`], and where the file can't be written.
+    pub(crate) fn add(&mut self, inputs: Vec<f32>, targets: Targets) -> Result<(), TrainingError> {
+        let len = sample_len(&self.shape)?;
+        finite(&inputs, self.inputs.len() / len, len, "number")?;
+        self.inputs.extend(inputs, self.held)?;
+        match (&mut self.targets, targets) {
+            (None, targets) => self.targets = Some(targets),
+            (Some(Targets::Classes { labels, .. }), Targets::Classes { labels: more, .. }) => labels.extend(more),
+            (Some(Targets::Values { values, .. }), Targets::Values { values: more, .. }) => values.extend(more),
+            _ => return Err(TrainingError::data("targets are classes in one place and numbers in another")),
+        }
+        Ok(())
+    }
+
+    /// All of them as a data set.
+    ///
+    /// # Errors
+    /// As [`Dataset::with_targets`].
+    pub(crate) fn finish(self) -> Result<Dataset, TrainingError> {
+        let targets = self.targets.unwrap_or(Targets::Classes { labels: Vec::new(), shape: Vec::new() });
+        Dataset::join(self.inputs, targets, self.shape)
+    }
+}
+
 /// Number of elements of a shape, at least 1; `None` where it is 0 or overflows.
 fn product(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)).filter(|&len| len > 0)
 }
 
-fn finite(values: &[f32], len: usize, what: &str) -> Result<(), TrainingError> {
+fn sample_len(shape: &[usize]) -> Result<usize, TrainingError> {
+    product(shape).ok_or_else(|| TrainingError::data(format!("the sample shape {shape:?} has no usable size")))
+}
+
+/// Refuses what is no finite number; `before`: samples that come before the first of these.
+fn finite(values: &[f32], before: usize, len: usize, what: &str) -> Result<(), TrainingError> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(index) => {
-            let (sample, element) = (index / len + 1, index % len + 1);
+            let (sample, element) = (before + index / len + 1, index % len + 1);
             Err(TrainingError::data(format!(
                 "sample {sample}, {what} {element} is NaN or infinite; remove or repair that sample"
             )))
@@ -256,14 +329,14 @@ mod tests {
     #[test]
     fn a_batch_holds_the_asked_samples_in_order() {
         let data = Dataset::new(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], vec![7, 8, 9], vec![2]).unwrap();
-        assert_eq!(data.batch(&[2, 0]), (vec![5.0, 6.0, 1.0, 2.0], classes(&[9, 7])));
+        assert_eq!(data.batch(&[2, 0]).unwrap(), (vec![5.0, 6.0, 1.0, 2.0], classes(&[9, 7])));
     }
 
     #[test]
     fn targets_of_any_shape_follow_their_samples() {
         let labels = Targets::Classes { labels: vec![1, 2, 3, 4], shape: vec![2] };
         let data = Dataset::with_targets(vec![0.5, 0.6], labels, vec![1]).unwrap();
-        assert_eq!(data.batch(&[1]).1, Targets::Classes { labels: vec![3, 4], shape: vec![2] });
+        assert_eq!(data.batch(&[1]).unwrap().1, Targets::Classes { labels: vec![3, 4], shape: vec![2] });
         assert!(data.check_labels(4).unwrap_err().to_string().contains("sample 2 has the label 4"));
         let values = Targets::Values { values: vec![1.0, f32::NAN], shape: vec![1] };
         let error = Dataset::with_targets(vec![0.5, 0.6], values, vec![1]).unwrap_err().to_string();
@@ -281,9 +354,9 @@ mod tests {
         let data = Dataset::new(vec![1.0, 2.0, 3.0, 4.0], vec![7, 8, 9, 10], vec![1]).unwrap();
         let part = data.select(Arc::from([3, 1, 1])).unwrap();
         assert_eq!((part.len(), part.labels()), (3, vec![10, 8, 8]));
-        assert_eq!(part.batch(&[0, 1, 5]), (vec![4.0, 2.0], classes(&[10, 8])));
+        assert_eq!(part.batch(&[0, 1, 5]).unwrap(), (vec![4.0, 2.0], classes(&[10, 8])));
         assert!(Arc::ptr_eq(&part.samples, &data.samples));
-        assert_eq!(part.select(Arc::from([0])).unwrap().whole(), (vec![4.0], classes(&[10])));
+        assert_eq!(part.select(Arc::from([0])).unwrap().whole().unwrap(), (vec![4.0], classes(&[10])));
         assert!(data.select(Arc::from([])).unwrap_err().to_string().contains("no samples"));
         assert!(part.select(Arc::from([3])).unwrap_err().to_string().contains("no sample 3"));
     }

@@ -1,15 +1,16 @@
-//! What the interpreter asks of a backend beyond burn's own operations: those whose forward and backward pass are our own.
-//! How each meets tensors and the tape is in a file of its own here; the arithmetic is in `convolve`, `normalize`
-//! and `maximum`.
+//! What the interpreter asks of a backend beyond burn's own operations: those whose forward and backward pass on the CPU
+//! are our own. How each meets tensors and the tape is in a file of its own here; the arithmetic is in `convolve`,
+//! `normalize` and `maximum`. Another backend makes them of burn's operations (`composed`).
 
 mod batch_norm;
 mod clamp;
+mod composed;
 mod convolution;
 mod max_pool;
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::ops::{ConvOptions, FloatTensorOps};
+use burn::backend::ops::{ActivationOps, BatchNormTrain, ConvOptions, FloatTensorOps};
 use burn::backend::{Backend, Element, Shape, TensorData};
 
 use super::backend::{Plain, PlainTensor, Taped, Tensor};
@@ -24,17 +25,37 @@ pub(super) trait Engine: Backend {
         weight: Tensor<Self>,
         bias: Option<Tensor<Self>>,
         options: &ConvOptions<2>,
-    ) -> Tensor<Self>;
+    ) -> Tensor<Self> {
+        Self::conv2d(x, weight, bias, options.clone())
+    }
 
     /// Batch normalization by the batch's own statistics: x [n, c, ...], scale and bias [c].
-    fn normalize(x: Tensor<Self>, scale: Tensor<Self>, bias: Tensor<Self>, epsilon: f64) -> Normalized<Self>;
+    fn normalize(x: Tensor<Self>, scale: Tensor<Self>, bias: Tensor<Self>, epsilon: f64) -> Normalized<Self> {
+        let BatchNormTrain { output, mean, variance } = Self::batch_norm_train(x, scale, bias, epsilon);
+        Normalized { output, mean, variance }
+    }
 
     /// The maximum of each window over two axes; x is [batch, channels, size], the result [batch, channels, out].
-    fn max_pool(x: Tensor<Self>, sizes: &Sizes) -> Tensor<Self>;
+    fn max_pool(x: Tensor<Self>, sizes: &Sizes) -> Tensor<Self> {
+        composed::max_pool::<Self>(x, sizes)
+    }
 
     /// x between two bounds, low <= high. The gradient at a bound is 0, as that of PyTorch's ReLU6 and Hardtanh.
-    fn clamp(x: Tensor<Self>, low: f32, high: f32) -> Tensor<Self>;
+    fn clamp(x: Tensor<Self>, low: f32, high: f32) -> Tensor<Self> {
+        composed::clamp::<Self>(x, low, high)
+    }
+
+    /// x Φ(x), Φ being the normal distribution's (Hendrycks and Gimpel 2016).
+    fn exact_gelu(x: Tensor<Self>) -> Tensor<Self> {
+        composed::exact_gelu::<Self>(x)
+    }
 }
+
+#[cfg(feature = "wgpu")]
+impl Engine for burn_wgpu::Wgpu {}
+
+#[cfg(feature = "wgpu")]
+impl Engine for burn::backend::Autodiff<burn_wgpu::Wgpu> {}
 
 /// What batch normalization gives.
 pub(super) struct Normalized<B: Backend> {
@@ -67,6 +88,10 @@ impl Engine for Plain {
     fn clamp(x: PlainTensor, low: f32, high: f32) -> PlainTensor {
         clamp::plain(x, low, high)
     }
+
+    fn exact_gelu(x: PlainTensor) -> PlainTensor {
+        Plain::gelu(x)
+    }
 }
 
 impl Engine for Taped {
@@ -89,6 +114,10 @@ impl Engine for Taped {
 
     fn clamp(x: Tensor<Taped>, low: f32, high: f32) -> Tensor<Taped> {
         clamp::taped(x, low, high)
+    }
+
+    fn exact_gelu(x: Tensor<Taped>) -> Tensor<Taped> {
+        Taped::gelu(x)
     }
 }
 
@@ -119,6 +148,6 @@ impl Stored for f64 {
     }
 }
 
-fn from<T: Element>(values: Vec<T>, shape: Vec<usize>) -> PlainTensor {
+pub(super) fn from<T: Element>(values: Vec<T>, shape: Vec<usize>) -> PlainTensor {
     Plain::float_from_data(TensorData::new(values, Shape::from(shape)), &Default::default())
 }

@@ -72,6 +72,18 @@ pub enum TrainingError {
         /// The operating system's answer.
         problem: String,
     },
+    /// What the run was to compute on is not there.
+    #[error("training cannot run on the gpu: {problem}")]
+    Device {
+        /// Why not, and what to do.
+        problem: String,
+    },
+    /// The device's answer to a copy of its numbers.
+    #[error("the training device failed: {problem}")]
+    Backend {
+        /// What the backend says.
+        problem: String,
+    },
     /// A bug: the numerical backend panicked. The process goes on.
     #[error("training failed inside the numerical backend: {message}; please report this with the model file")]
     Panicked {
@@ -81,7 +93,7 @@ pub enum TrainingError {
 }
 
 impl TrainingError {
-    pub(super) fn data(problem: impl Into<String>) -> TrainingError {
+    pub(crate) fn data(problem: impl Into<String>) -> TrainingError {
         TrainingError::Data { problem: problem.into() }
     }
 

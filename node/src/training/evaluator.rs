@@ -3,7 +3,7 @@
 
 use fedge_models::Model;
 
-use super::backend::{Plain, PlainTensor, Precision, tensor, to_f64};
+use super::backend::{Precision, Processor, Tensor, tensor, to_f64};
 use super::dataset::Targets;
 use super::graph::{Mode, Program};
 use super::loss::measure;
@@ -15,16 +15,20 @@ use super::{Dataset, Evaluation, Objective, TrainingError};
 const EVALUATION_BATCH: usize = 128;
 
 /// Loss and accuracy with frozen statistics; nothing is put on a tape.
-pub(super) fn evaluate(model: &Model, data: &Dataset, objective: &Objective) -> Result<Evaluation, TrainingError> {
-    let parameters = Parameters::from_model(model)?.plain();
-    Evaluator::new(model, data, Some(objective), EVALUATION_BATCH)?.evaluate(&parameters, objective)
+pub(super) fn evaluate<P: Processor>(
+    model: &Model,
+    data: &Dataset,
+    objective: &Objective,
+) -> Result<Evaluation, TrainingError> {
+    let parameters = Parameters::<P>::from_model(model)?.plain();
+    Evaluator::<P>::new(model, data, Some(objective), EVALUATION_BATCH)?.evaluate(&parameters, objective)
 }
 
 /// The graph's whole output for every sample, row-major, and its shape.
-pub(super) fn outputs(model: &Model, data: &Dataset) -> Result<(Vec<usize>, Vec<f32>), TrainingError> {
+pub(super) fn outputs<P: Processor>(model: &Model, data: &Dataset) -> Result<(Vec<usize>, Vec<f32>), TrainingError> {
     let (mut shape, mut all) = (Vec::new(), Vec::new());
-    let parameters = Parameters::from_model(model)?.plain();
-    Evaluator::new(model, data, None, EVALUATION_BATCH)?.over_batches(&parameters, |program, _, outputs| {
+    let parameters = Parameters::<P>::from_model(model)?.plain();
+    Evaluator::<P>::new(model, data, None, EVALUATION_BATCH)?.over_batches(&parameters, |program, _, outputs| {
         if program.output_shape.first() != Some(&program.batch) {
             return Err(TrainingError::graph(format!(
                 "gives an output of shape {:?} to {} samples; export it with a dynamic batch",
@@ -42,21 +46,21 @@ pub(super) fn outputs(model: &Model, data: &Dataset) -> Result<(Vec<usize>, Vec<
 }
 
 /// A model's graph in evaluation mode, compiled for one data set; it needs no model any more, and takes any parameters.
-pub(super) struct Evaluator<'d> {
+pub(super) struct Evaluator<'d, P: Processor> {
     data: &'d Dataset,
     batch: usize,
     /// For whole batches, and for the last one where it is smaller.
-    programs: Vec<Program<Plain>>,
+    programs: Vec<Program<P::Plain>>,
 }
 
-impl<'d> Evaluator<'d> {
+impl<'d, P: Processor> Evaluator<'d, P> {
     /// For batches of at most `batch` samples. With an objective, the data is checked against the model.
     pub(super) fn new(
         model: &Model,
         data: &'d Dataset,
         objective: Option<&Objective>,
         batch: usize,
-    ) -> Result<Evaluator<'d>, TrainingError> {
+    ) -> Result<Evaluator<'d, P>, TrainingError> {
         let batch = model.input().fixed_batch().unwrap_or(batch.clamp(1, EVALUATION_BATCH));
         let mut sizes = vec![batch.min(data.len()), data.len() % batch];
         sizes.retain(|size| *size > 0);
@@ -76,7 +80,7 @@ impl<'d> Evaluator<'d> {
     /// Loss and accuracy at these parameters.
     pub(super) fn evaluate(
         &self,
-        parameters: &[PlainTensor],
+        parameters: &[Tensor<P::Plain>],
         objective: &Objective,
     ) -> Result<Evaluation, TrainingError> {
         let (mut correct, mut answers, mut loss_sum, mut weight_sum) = (0, 0, 0.0, 0.0);
@@ -102,19 +106,19 @@ impl<'d> Evaluator<'d> {
     /// Runs the graph over the data, batch by batch.
     fn over_batches(
         &self,
-        parameters: &[PlainTensor],
-        mut each: impl FnMut(&Program<Plain>, &Targets, Vec<f64>) -> Result<(), TrainingError>,
+        parameters: &[Tensor<P::Plain>],
+        mut each: impl FnMut(&Program<P::Plain>, &Targets, Vec<f64>) -> Result<(), TrainingError>,
     ) -> Result<(), TrainingError> {
         let indices: Vec<usize> = (0..self.data.len()).collect();
         for indices in indices.chunks(self.batch) {
             let Some(program) = self.programs.iter().find(|program| program.batch == indices.len()) else {
                 return Err(TrainingError::graph("has no program for this batch"));
             };
-            let (inputs, targets) = self.data.batch(indices);
+            let (inputs, targets) = self.data.batch(indices)?;
             let sample = self.data.sample_shape().iter().copied();
             let shape: Vec<usize> = std::iter::once(indices.len()).chain(sample).collect();
-            let input = tensor::<Plain>(inputs, &shape, Precision::Single)?;
-            each(program, &targets, to_f64(program.run(parameters, input, &mut Vec::new())?))?;
+            let input = tensor::<P::Plain>(inputs, &shape, Precision::Single)?;
+            each(program, &targets, to_f64::<P::Plain>(program.run(parameters, input, &mut Vec::new())?)?)?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Trains a model by interpreting its ONNX graph on burn's CPU backend.
+//! Trains a model by interpreting its ONNX graph on burn: on its CPU backend or, if asked to, on a graphics processor.
 //! Pure computation: nothing here knows of rounds, files, networks or clocks; samples come in preprocessed.
 //!
 //! [`train`] compiles the graph once for the batch size (`graph`, `ops`), then steps: parameters are lifted onto a tape,
@@ -10,11 +10,15 @@ use std::sync::atomic::AtomicBool;
 
 use fedge_models::{Model, Weights};
 
+use backend::{Cpu, Precision};
+use parameters::Parameters;
+
 mod augment;
 mod backend;
 mod compile;
 mod convolve;
 mod dataset;
+mod device;
 mod engine;
 mod error;
 mod evaluator;
@@ -36,10 +40,32 @@ mod trainer;
 mod value;
 
 pub use augment::Augmentation;
+pub(crate) use dataset::Gathering;
 pub use dataset::{Dataset, Targets};
+pub use device::Device;
 pub use error::TrainingError;
 pub use loss::{Loss, Objective};
-pub use plan::{MAX_BATCH_SIZE, MAX_THREADS, Optimizer, Plan, Schedule};
+pub use plan::{MAX_BATCH_SIZE, MAX_THREADS, Optimizer, Plan, Resources, Schedule};
+
+/// Runs work on a device's processor `P`, in a thread pool of its own.
+macro_rules! on {
+    ($device:expr, $threads:expr, $processor:ident => $work:expr) => {
+        match $device {
+            Device::Cpu => {
+                type $processor = Cpu;
+                pool::run($threads, || $work)
+            }
+            #[cfg(feature = "wgpu")]
+            Device::Gpu => {
+                type $processor = backend::Gpu;
+                Device::Gpu.check()?;
+                pool::run($threads, || $work)
+            }
+            #[cfg(not(feature = "wgpu"))]
+            Device::Gpu => Err(TrainingError::Device { problem: device::ABSENT.to_owned() }),
+        }
+    };
+}
 
 /// How far a run is; reported after each step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -113,7 +139,9 @@ impl Evaluation {
 /// How [`gradients_of`] computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GradientOptions {
-    /// In double precision.
+    /// What computes.
+    pub device: Device,
+    /// In double precision, which the CPU alone has.
     pub double: bool,
     /// With BatchNormalization's running statistics in place of the batch's.
     pub frozen_statistics: bool,
@@ -144,9 +172,9 @@ pub fn train(
 pub fn train_watched(model: Model, data: &Dataset, plan: &Plan, watch: Watch<'_>) -> Result<Outcome, TrainingError> {
     plan.validate()?;
     for data in [data].into_iter().chain(watch.held_out) {
-        data.check_shape(&model)?;
+        data.check_input(&model)?;
     }
-    pool::run(plan.threads, || trainer::train(model, data, plan, watch))
+    on!(plan.resources.device, plan.resources.threads, P => trainer::train::<P>(model, data, plan, watch))
 }
 
 /// Asks the model about each sample and compares with the labels by cross-entropy; on one low-priority thread.
@@ -154,26 +182,31 @@ pub fn train_watched(model: Model, data: &Dataset, plan: &Plan, watch: Watch<'_>
 /// # Errors
 /// As [`train`], and where an output is not finite.
 pub fn evaluate(model: &Model, data: &Dataset) -> Result<Evaluation, TrainingError> {
-    evaluate_by(model, data, &Loss::CrossEntropy.into())
+    evaluate_by(model, data, &Loss::CrossEntropy.into(), Device::Cpu)
 }
 
-/// As [`evaluate`], by any loss.
+/// As [`evaluate`], by any loss and on any device.
 ///
 /// # Errors
 /// As [`evaluate`].
-pub fn evaluate_by(model: &Model, data: &Dataset, objective: &Objective) -> Result<Evaluation, TrainingError> {
+pub fn evaluate_by(
+    model: &Model,
+    data: &Dataset,
+    objective: &Objective,
+    device: Device,
+) -> Result<Evaluation, TrainingError> {
     objective.validate()?;
-    data.check_shape(model)?;
-    pool::run(1, || evaluator::evaluate(model, data, objective))
+    data.check_input(model)?;
+    on!(device, 1, P => evaluator::evaluate::<P>(model, data, objective))
 }
 
 /// The trainer's own forward pass, in evaluation mode: the shape of the graph's output for all samples, and its numbers.
 ///
 /// # Errors
 /// As [`train`].
-pub fn outputs(model: &Model, data: &Dataset) -> Result<(Vec<usize>, Vec<f32>), TrainingError> {
-    data.check_shape(model)?;
-    pool::run(1, || evaluator::outputs(model, data))
+pub fn outputs(model: &Model, data: &Dataset, device: Device) -> Result<(Vec<usize>, Vec<f32>), TrainingError> {
+    data.check_input(model)?;
+    on!(device, 1, P => evaluator::outputs::<P>(model, data))
 }
 
 /// Loss over all the data as one batch, and its gradient with respect to each trainable parameter by name, row-major.
@@ -202,15 +235,21 @@ pub fn gradients_of(
     options: GradientOptions,
 ) -> Result<(f64, BTreeMap<String, Vec<f64>>), TrainingError> {
     objective.validate()?;
-    data.check_shape(model)?;
+    data.check_input(model)?;
     let mode = if options.frozen_statistics { graph::Mode::Frozen } else { graph::Mode::Train };
-    pool::run(1, || {
-        let (parameters, precision) = if options.double {
-            let values: Vec<f64> = model.weights().values().iter().copied().map(f64::from).collect();
-            (parameters::Parameters::from_f64(model.layout(), &values)?, backend::Precision::Double)
-        } else {
-            (parameters::Parameters::from_model(model)?, backend::Precision::Single)
-        };
-        trainer::gradients_at(model, &parameters, data, objective, mode, precision)
+    if options.double {
+        if options.device != Device::Cpu {
+            let problem = "it has no double precision; leave the double out, or use the cpu".to_owned();
+            return Err(TrainingError::Device { problem });
+        }
+        let values: Vec<f64> = model.weights().values().iter().copied().map(f64::from).collect();
+        return pool::run(1, || {
+            let parameters = Parameters::<Cpu>::from_f64(model.layout(), &values)?;
+            trainer::gradients_at(model, &parameters, data, objective, mode, Precision::Double)
+        });
+    }
+    on!(options.device, 1, P => {
+        let parameters = Parameters::<P>::from_model(model)?;
+        trainer::gradients_at(model, &parameters, data, objective, mode, Precision::Single)
     })
 }

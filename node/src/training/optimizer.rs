@@ -1,188 +1,169 @@
-//! Steps from gradients: SGD and Adam, with weight decay, FedProx's proximal term and SCAFFOLD's correction.
-//! Gradients come from the tape; which parameters are stepped, and clipping, is `trainer`'s.
+//! Steps from gradients: SGD and Adam, with weight decay, FedProx's proximal term and SCAFFOLD's correction; clipping; and
+//! running statistics. On the CPU in place (`slices`), elsewhere by the backend's operations (`tensors`).
+//! Gradients come from the tape; which parameters are stepped is `trainer`'s.
+
+mod slices;
+mod tensors;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;
+
+use burn::backend::{Backend, TensorMetadata};
 
 use super::Optimizer;
+use super::backend::{Plain, PlainTensor, Tensor};
 
 /// State of the optimizer between steps.
-pub(super) struct Stepper {
+pub(super) struct Stepper<B: Backend> {
+    now: Now,
+    /// SGD's velocity, or Adam's first and second moment, of each parameter by index; none until its first step.
+    moments: Vec<[Option<Tensor<B>>; 2]>,
+}
+
+/// What a step of one parameter goes by.
+#[derive(Clone, Copy)]
+struct Now {
     optimizer: Optimizer,
     proximal_mu: f32,
     /// Steps that were begun.
     steps: u64,
-    /// SGD's velocity or Adam's first moment of each parameter by index; empty until its first step.
-    first: Vec<Vec<f32>>,
-    /// Adam's second moment.
-    second: Vec<Vec<f32>>,
+    /// The schedule's factor.
+    rate: f32,
 }
 
-impl Stepper {
-    /// For `parameters` parameters; each is addressed by its index below that.
-    pub(super) fn new(optimizer: Optimizer, proximal_mu: f32, parameters: usize) -> Stepper {
-        let none = || vec![Vec::new(); parameters];
-        Stepper { optimizer, proximal_mu, steps: 0, first: none(), second: none() }
-    }
-
-    /// Begins a step; all parameters are stepped before the next one begins.
-    pub(super) fn begin(&mut self) {
-        self.steps += 1;
-    }
-
-    /// Steps one parameter in place, with its gradient as scratch. `rate` is the schedule's factor. `start` are its values
-    /// at the beginning of the run (FedProx's w₀), looked at where μ is not 0; `correction` is SCAFFOLD's c − c_i, or empty.
-    /// The other slices have one length.
-    ///
-    /// g ← g + λw + μ(w − w₀) + (c − c_i), then the optimizer's own step; AdamW's λ acts on the weights alone.
-    pub(super) fn step(
-        &mut self,
-        index: usize,
-        rate: f32,
-        values: &mut [f32],
-        gradient: &mut [f32],
-        start: &[f32],
-        correction: &[f32],
-    ) {
-        let (decay, decoupled) = match self.optimizer {
+impl Now {
+    /// λ, and whether it acts on the weights alone (AdamW).
+    fn decay(&self) -> (f32, bool) {
+        match self.optimizer {
             Optimizer::Sgd { weight_decay, .. } => (weight_decay, false),
             Optimizer::Adam { weight_decay, decoupled, .. } => (weight_decay, decoupled),
-        };
-        // A loop a term: each is as fast as memory, and a run without extras pays for none.
-        if decoupled && decay != 0.0 {
-            let kept = 1.0 - rate * self.optimizer.learning_rate() * decay;
-            values.iter_mut().for_each(|value| *value *= kept);
-        } else if decay != 0.0 {
-            gradient.iter_mut().zip(&*values).for_each(|(slope, value)| *slope += decay * value);
-        }
-        if self.proximal_mu != 0.0 {
-            let moved = values.iter().zip(start).map(|(value, start)| value - start);
-            gradient.iter_mut().zip(moved).for_each(|(slope, moved)| *slope += self.proximal_mu * moved);
-        }
-        gradient.iter_mut().zip(correction).for_each(|(slope, correction)| *slope += correction);
-        match self.optimizer {
-            Optimizer::Sgd { learning_rate, momentum, nesterov, .. } => {
-                self.descend(index, rate * learning_rate, momentum, nesterov, values, gradient);
-            }
-            Optimizer::Adam { learning_rate, beta1, beta2, epsilon, .. } => {
-                self.adapt(index, rate * learning_rate, [beta1, beta2, epsilon], values, gradient);
-            }
         }
     }
 
-    fn descend(
-        &mut self,
-        index: usize,
-        rate: f32,
-        momentum: f32,
-        nesterov: bool,
-        values: &mut [f32],
-        gradient: &[f32],
-    ) {
-        let Some(velocity) = self.first.get_mut(index).filter(|_| momentum != 0.0) else {
-            values.iter_mut().zip(gradient).for_each(|(value, slope)| *value -= rate * slope);
-            return;
-        };
-        // Momentum times zero plus the slope is the slope: an empty velocity starts as zeros, as torch's first step does.
-        velocity.resize(values.len(), 0.0);
-        for ((value, slope), velocity) in values.iter_mut().zip(gradient).zip(velocity) {
-            *velocity = momentum * *velocity + slope;
-            *value -= rate * if nesterov { slope + momentum * *velocity } else { *velocity };
-        }
+    /// The rate of this step, η times the schedule's factor.
+    fn rate(&self) -> f32 {
+        self.rate * self.optimizer.learning_rate()
     }
 
-    fn adapt(
-        &mut self,
-        index: usize,
-        rate: f32,
-        [beta1, beta2, epsilon]: [f32; 3],
-        values: &mut [f32],
-        gradient: &[f32],
-    ) {
-        let (Some(first), Some(second)) = (self.first.get_mut(index), self.second.get_mut(index)) else { return };
-        first.resize(values.len(), 0.0);
-        second.resize(values.len(), 0.0);
+    /// Adam's rate with the first moment's bias taken out, and the root of the second's.
+    fn unbiased(&self, beta1: f32, beta2: f32) -> (f32, f32) {
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let corrected = |beta: f32| 1.0 - f64::from(beta).powi(steps);
-        let (rate, root) = ((f64::from(rate) / corrected(beta1)) as f32, corrected(beta2).sqrt() as f32);
-        for (((value, slope), first), second) in values.iter_mut().zip(gradient).zip(first).zip(second) {
-            *first = beta1 * *first + (1.0 - beta1) * slope;
-            *second = beta2 * *second + (1.0 - beta2) * slope * slope;
-            *value -= rate * *first / (second.sqrt() / root + epsilon);
-        }
+        ((f64::from(self.rate()) / corrected(beta1)) as f32, corrected(beta2).sqrt() as f32)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sgd(momentum: f32, weight_decay: f32, proximal_mu: f32) -> Stepper {
-        Stepper::new(Optimizer::sgd(0.5, momentum, weight_decay), proximal_mu, 1)
+impl<B: Backend> Stepper<B> {
+    /// For `parameters` parameters; each is addressed by its index below that.
+    pub(super) fn new(optimizer: Optimizer, proximal_mu: f32, parameters: usize) -> Stepper<B> {
+        let mut moments = Vec::new();
+        moments.resize_with(parameters, || [None, None]);
+        Stepper { now: Now { optimizer, proximal_mu, steps: 0, rate: 1.0 }, moments }
     }
 
-    #[test]
-    fn a_plain_step_moves_against_the_gradient_at_the_scheduled_rate() {
-        let mut values = [1.0, -2.0];
-        sgd(0.0, 0.0, 0.0).step(0, 1.0, &mut values, &mut [2.0, 4.0], &[], &[]);
-        assert_eq!(values, [0.0, -4.0]);
-        sgd(0.0, 0.0, 0.0).step(0, 0.5, &mut values, &mut [2.0, 4.0], &[], &[]);
-        assert_eq!(values, [-0.5, -5.0]);
+    /// Begins a step at the schedule's factor; all parameters are stepped before the next one begins.
+    pub(super) fn begin(&mut self, rate: f32) {
+        self.now.steps += 1;
+        self.now.rate = rate;
+    }
+}
+
+/// What is added to a parameter's gradient.
+pub(super) struct Terms<'a, B: Backend> {
+    /// FedProx's w₀, the values at the beginning of the run; looked at where μ is not 0.
+    pub start: Option<&'a Tensor<B>>,
+    /// SCAFFOLD's c − c_i.
+    pub correction: Option<&'a Tensor<B>>,
+}
+
+/// How parameters are held and stepped on a backend: by its operations, or in a better way of its own.
+pub(super) trait Store: Backend {
+    /// Steps the parameter of this index:
+    /// g ← g + λw + μ(w − w₀) + (c − c_i), then the optimizer's own step; AdamW's λ acts on the weights alone.
+    fn step(
+        stepper: &mut Stepper<Self>,
+        index: usize,
+        values: &mut Tensor<Self>,
+        gradient: Tensor<Self>,
+        terms: &Terms<'_, Self>,
+    ) {
+        if let Some(moments) = stepper.moments.get_mut(index) {
+            tensors::step::<Self>(&stepper.now, values, gradient, moments, terms);
+        }
     }
 
-    #[test]
-    fn momentum_adds_up_over_steps() {
-        let (mut optimizer, mut values) = (sgd(0.5, 0.0, 0.0), [0.0]);
-        optimizer.step(0, 1.0, &mut values, &mut [1.0], &[], &[]);
-        assert_eq!(values, [-0.5]);
-        optimizer.step(0, 1.0, &mut values, &mut [1.0], &[], &[]);
-        assert_eq!(values, [-1.25]);
+    /// Scales gradients down so that their common L2 norm is at most `limit`, as `torch.nn.utils.clip_grad_norm_` does.
+    fn clip(gradients: &mut [Option<Tensor<Self>>], limit: f32) {
+        tensors::clip::<Self>(gradients, limit);
     }
 
-    #[test]
-    fn weight_decay_pulls_to_zero_and_the_proximal_term_to_the_start() {
-        let mut values = [4.0];
-        sgd(0.0, 0.5, 0.0).step(0, 1.0, &mut values, &mut [0.0], &[2.0], &[]);
-        assert_eq!(values, [3.0]);
-        let mut values = [4.0];
-        sgd(0.0, 0.0, 0.5).step(0, 1.0, &mut values, &mut [0.0], &[2.0], &[]);
-        assert_eq!(values, [3.5]);
+    /// Moves a running statistic towards a batch's: running ← m·running + (1 − m)·batch, with m ONNX's momentum. `factor`
+    /// is 1 for a mean and n/(n−1) for a variance over n values: PyTorch keeps the unbiased one.
+    fn follow(running: &mut Tensor<Self>, batch: Tensor<Self>, momentum: f32, factor: f32) {
+        tensors::follow::<Self>(running, batch, momentum, factor);
     }
+}
 
-    #[test]
-    fn the_correction_is_added_to_the_gradient() {
-        // y − η(g − c_i + c) = 1 − 0.5 · (2 − 0.5 + 4) and −1 − 0.5 · (1 − 3 + 1); the terms before it still count.
-        let (own, server) = ([0.5, 3.0], [4.0, 1.0]);
-        let correction = [server[0] - own[0], server[1] - own[1]];
-        let mut values = [1.0, -1.0];
-        sgd(0.0, 0.0, 0.0).step(0, 1.0, &mut values, &mut [2.0, 1.0], &[], &correction);
-        assert_eq!(values, [-1.75, -0.5]);
-        let mut values = [4.0];
-        sgd(0.0, 0.5, 0.5).step(0, 1.0, &mut values, &mut [1.0], &[2.0], &[-2.0]);
-        assert_eq!(values, [3.0]);
-    }
+#[cfg(feature = "wgpu")]
+impl Store for burn_wgpu::Wgpu {}
 
-    /// Five steps on the gradients w², of torch 2.15 in float64.
-    #[test]
-    fn each_optimizer_steps_as_pytorchs_does() {
-        let adam = |decoupled| Optimizer::Adam {
-            learning_rate: 0.1,
-            beta1: 0.8,
-            beta2: 0.9,
-            epsilon: 1e-3,
-            weight_decay: 0.1,
-            decoupled,
+impl Store for Plain {
+    fn step(
+        stepper: &mut Stepper<Plain>,
+        index: usize,
+        values: &mut PlainTensor,
+        gradient: PlainTensor,
+        terms: &Terms<'_, Plain>,
+    ) {
+        let Some([first, second]) = stepper.moments.get_mut(index) else { return };
+        let numbers = |tensor: &Option<&PlainTensor>| tensor.map(|tensor| tensor.to_contiguous());
+        let (start, correction) = (numbers(&terms.start), numbers(&terms.correction));
+        fn slice(tensor: &Option<PlainTensor>) -> &[f32] {
+            tensor.as_ref().map_or(&[], |tensor| tensor.storage::<f32>())
+        }
+        let mut gradient = gradient.to_contiguous();
+        let shape = values.shape().to_vec();
+        let (values, gradient) = (values.storage_mut::<f32>(), gradient.storage_mut::<f32>());
+        slices::add_terms(&stepper.now, values, gradient, slice(&start), slice(&correction));
+        // An empty moment starts as zeros, as torch's first step does: momentum times zero plus the slope is the slope.
+        let zeros = |moment: &mut Option<PlainTensor>, len: usize| {
+            moment.get_or_insert_with(|| super::engine::from(vec![0.0f32; len], shape.clone()));
         };
-        let nesterov = Optimizer::Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.1, nesterov: true };
-        for (optimizer, expected) in [
-            (nesterov, [0.011936, -1.015627]),
-            (adam(false), [0.520609, -0.994137]),
-            (adam(true), [0.486159, -0.962319]),
-        ] {
-            let (mut stepper, mut values) = (Stepper::new(optimizer, 0.0, 1), [1.0f32, -0.5]);
-            for _ in 0..5 {
-                let mut gradient = values.map(|value| value * value);
-                stepper.begin();
-                stepper.step(0, 1.0, &mut values, &mut gradient, &[], &[]);
+        match stepper.now.optimizer {
+            Optimizer::Sgd { momentum: 0.0, .. } => slices::descend(&stepper.now, values, gradient),
+            Optimizer::Sgd { .. } => {
+                zeros(first, values.len());
+                let Some(velocity) = first else { return };
+                slices::roll(&stepper.now, values, gradient, velocity.storage_mut::<f32>());
             }
-            assert!(values.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{optimizer:?}: {values:?}");
+            Optimizer::Adam { .. } => {
+                zeros(first, values.len());
+                zeros(second, values.len());
+                let (Some(first), Some(second)) = (first, second) else { return };
+                let moments = (first.storage_mut::<f32>(), second.storage_mut::<f32>());
+                slices::adapt(&stepper.now, values, gradient, moments);
+            }
+        }
+    }
+
+    fn clip(gradients: &mut [Option<PlainTensor>], limit: f32) {
+        for gradient in gradients.iter_mut().flatten() {
+            *gradient = gradient.to_contiguous();
+        }
+        let squares = gradients.iter().flatten().flat_map(|gradient| gradient.storage::<f32>());
+        let norm = squares.map(|slope| f64::from(*slope) * f64::from(*slope)).sum::<f64>().sqrt();
+        let factor = f64::from(limit) / (norm + 1e-6);
+        if factor < 1.0 {
+            for gradient in gradients.iter_mut().flatten() {
+                gradient.storage_mut::<f32>().iter_mut().for_each(|slope| *slope *= factor as f32);
+            }
+        }
+    }
+
+    fn follow(running: &mut PlainTensor, batch: PlainTensor, momentum: f32, factor: f32) {
+        let batch = batch.to_contiguous();
+        for (running, batch) in running.storage_mut::<f32>().iter_mut().zip(batch.storage::<f32>()) {
+            *running = momentum * *running + (1.0 - momentum) * factor * batch;
         }
     }
 }

@@ -7,25 +7,25 @@ use std::sync::Arc;
 use fedge_models::{Layout, Model, ParameterClass, Weights};
 
 use super::TrainingError;
-use super::backend::{Plain, PlainTensor, Precision, Taped, Tensor, leaf, tensor, tensor_from_f64};
+use super::backend::{Precision, Processor, Tensor, leaf, tensor, tensor_from_f64, to_f32};
 
 /// Every exchanged parameter, in the layout's order. They live off the tape; a step lifts them onto it.
-pub(super) struct Parameters {
+pub(super) struct Parameters<P: Processor> {
     layout: Arc<Layout>,
-    pub list: Vec<Parameter>,
+    pub list: Vec<Parameter<P>>,
 }
 
 /// One exchanged parameter.
-pub(super) struct Parameter {
+pub(super) struct Parameter<P: Processor> {
     pub name: String,
     /// Whether a gradient is taken; otherwise it is a statistic, or the plan leaves it as it is.
     pub trainable: bool,
-    pub values: PlainTensor,
+    pub values: Tensor<P::Plain>,
 }
 
-impl Parameters {
+impl<P: Processor> Parameters<P> {
     /// Copies a model's weights into tensors, without a flat copy in between.
-    pub(super) fn from_model(model: &Model) -> Result<Parameters, TrainingError> {
+    pub(super) fn from_model(model: &Model) -> Result<Parameters<P>, TrainingError> {
         let ranges: Vec<Range<usize>> = model.layout().exchanged().map(|(_, range)| range).collect();
         let mut values: Vec<Vec<f32>> = ranges.iter().map(|range| Vec::with_capacity(range.len())).collect();
         let mut index = 0;
@@ -42,23 +42,23 @@ impl Parameters {
         model.places().for_each_piece(&model.bytes()[..], take)?;
         let mut values = values.into_iter();
         Parameters::build(model.layout(), |_, shape| {
-            tensor::<Plain>(values.next().unwrap_or_default(), shape, Precision::Single)
+            tensor::<P::Plain>(values.next().unwrap_or_default(), shape, Precision::Single)
         })
     }
 
     /// Double precision from doubles, for gradient checks.
-    pub(super) fn from_f64(layout: &Arc<Layout>, values: &[f64]) -> Result<Parameters, TrainingError> {
+    pub(super) fn from_f64(layout: &Arc<Layout>, values: &[f64]) -> Result<Parameters<P>, TrainingError> {
         let take = |range: Range<usize>, shape: &[usize]| {
-            tensor_from_f64::<Plain>(values.get(range).unwrap_or_default().to_vec(), shape, Precision::Double)
+            tensor_from_f64::<P::Plain>(values.get(range).unwrap_or_default().to_vec(), shape, Precision::Double)
         };
         Parameters::build(layout, take)
     }
 
     fn build(
         layout: &Arc<Layout>,
-        mut take: impl FnMut(Range<usize>, &[usize]) -> Result<PlainTensor, TrainingError>,
-    ) -> Result<Parameters, TrainingError> {
-        let list: Result<Vec<Parameter>, TrainingError> = layout
+        mut take: impl FnMut(Range<usize>, &[usize]) -> Result<Tensor<P::Plain>, TrainingError>,
+    ) -> Result<Parameters<P>, TrainingError> {
+        let list: Result<Vec<Parameter<P>>, TrainingError> = layout
             .exchanged()
             .map(|(spec, range)| {
                 Ok(Parameter {
@@ -72,21 +72,21 @@ impl Parameters {
     }
 
     /// The parameters as leaves of a new tape; the numbers are shared, not copied.
-    pub(super) fn leaves(&self) -> Vec<Tensor<Taped>> {
-        self.list.iter().map(|parameter| leaf(parameter.values.clone(), parameter.trainable)).collect()
+    pub(super) fn leaves(&self) -> Vec<Tensor<P::Taped>> {
+        self.list.iter().map(|parameter| leaf::<P::Taped>(parameter.values.clone(), parameter.trainable)).collect()
     }
 
     /// The parameters off the tape; the numbers are shared, not copied.
-    pub(super) fn plain(&self) -> Vec<PlainTensor> {
+    pub(super) fn plain(&self) -> Vec<Tensor<P::Plain>> {
         self.list.iter().map(|parameter| parameter.values.clone()).collect()
     }
 
     /// Back to flat weights; single precision alone. `None` where a number is not finite.
-    pub(super) fn into_weights(self) -> Option<Weights> {
+    pub(super) fn into_weights(self) -> Result<Option<Weights>, TrainingError> {
         let mut values = Vec::with_capacity(self.layout.exchanged_len());
         for parameter in self.list {
-            values.extend_from_slice(parameter.values.to_contiguous().storage::<f32>());
+            values.extend(to_f32::<P::Plain>(parameter.values)?);
         }
-        Weights::new(self.layout, values).ok()
+        Ok(Weights::new(self.layout, values).ok())
     }
 }

@@ -5,14 +5,29 @@ use std::sync::Arc;
 
 use fedge_models::{Exchange, Selection};
 
-use super::TrainingError;
 use super::augment::Augmentation;
 use super::loss::{Loss, Objective};
+use super::{Device, TrainingError};
 
 /// Most examples of one batch.
 pub const MAX_BATCH_SIZE: u32 = 1 << 16;
 /// Most threads of one run.
 pub const MAX_THREADS: usize = 256;
+
+/// What a run may use of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// Threads of the run's own pool, `1..=`[`MAX_THREADS`].
+    pub threads: usize,
+    /// What it computes on.
+    pub device: Device,
+}
+
+impl Default for Resources {
+    fn default() -> Resources {
+        Resources { threads: 1, device: Device::Cpu }
+    }
+}
 
 /// One local training run.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,8 +64,8 @@ pub struct Plan {
     /// stands for a statistic is not looked at. (Karimireddy et al., SCAFFOLD, ICML 2020, algorithm 1, line 10.) The
     /// algorithm is one of plain descent, so anything else is refused beside it.
     pub correction: Option<Arc<[f32]>>,
-    /// Threads of the run's own pool, `1..=`[`MAX_THREADS`].
-    pub threads: usize,
+    /// What the run may use of the machine.
+    pub resources: Resources,
 }
 
 impl Default for Plan {
@@ -71,7 +86,7 @@ impl Default for Plan {
             seed: 0,
             proximal_mu: 0.0,
             correction: None,
-            threads: 1,
+            resources: Resources::default(),
         }
     }
 }
@@ -195,8 +210,8 @@ impl Plan {
         if !(1..=MAX_BATCH_SIZE).contains(&self.batch_size) {
             return Err(refused("batch_size", format!("is {}; give 1 to {MAX_BATCH_SIZE}", self.batch_size)));
         }
-        if !(1..=MAX_THREADS).contains(&self.threads) {
-            return Err(refused("threads", format!("is {}; give 1 to {MAX_THREADS}", self.threads)));
+        if !(1..=MAX_THREADS).contains(&self.resources.threads) {
+            return Err(refused("threads", format!("is {}; give 1 to {MAX_THREADS}", self.resources.threads)));
         }
         Ok(())
     }
@@ -250,6 +265,10 @@ mod tests {
         Plan { optimizer: Optimizer::sgd(0.1, 0.9, 0.0), ..Plan::default() }
     }
 
+    fn threads(threads: usize) -> Resources {
+        Resources { threads, ..Resources::default() }
+    }
+
     fn sgd(learning_rate: f32, momentum: f32, weight_decay: f32) -> Plan {
         Plan { optimizer: Optimizer::sgd(learning_rate, momentum, weight_decay), ..plan() }
     }
@@ -293,8 +312,8 @@ mod tests {
             ("epochs", Plan { epochs: 0, ..plan() }),
             ("batch_size", Plan { batch_size: 0, ..plan() }),
             ("batch_size", Plan { batch_size: MAX_BATCH_SIZE + 1, ..plan() }),
-            ("threads", Plan { threads: 0, ..plan() }),
-            ("threads", Plan { threads: MAX_THREADS + 1, ..plan() }),
+            ("threads", Plan { resources: threads(0), ..plan() }),
+            ("threads", Plan { resources: threads(MAX_THREADS + 1), ..plan() }),
         ];
         for (expected, plan) in cases {
             let error = plan.validate().expect_err(expected);

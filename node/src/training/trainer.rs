@@ -2,7 +2,6 @@
 //! Runs on the calling thread; `pool` decides which thread that is.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use burn::backend::ops::FloatTensorOps;
@@ -11,44 +10,43 @@ use fedge_models::{Layout, Model, Selection, Weights};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::backend::{Plain, PlainTensor, Precision, Taped, leaf, tensor, tensor_from_f64, to_f64};
+use super::backend::{Precision, Processor, Tensor, leaf, tensor, tensor_from_f64, to_f64};
 use super::dataset::Targets;
 use super::engine::Engine;
 use super::evaluator::Evaluator;
 use super::graph::{Mode, Program};
 use super::loss::Loss;
 use super::loss::{Form, Measured, measure};
-use super::ops::{BatchStatistics, follow};
-use super::optimizer::Stepper;
+use super::ops::BatchStatistics;
+use super::optimizer::{Stepper, Store, Terms};
 use super::parameters::Parameters;
 use super::plan::Schedule;
 use super::{Dataset, Objective, Outcome, Plan, Progress, TrainingError, Watch};
 
 /// A model while it is trained.
-pub(super) struct Session {
+pub(super) struct Session<P: Processor> {
     /// Holds the file twice; none once no program is needed any more.
     model: Option<Model>,
-    layout: Arc<Layout>,
     sample_shape: Vec<usize>,
-    /// FedProx's w₀; empty where the plan has no proximal term.
-    start: Vec<f32>,
-    /// SCAFFOLD's c − c_i; empty where the plan has none.
-    correction: Arc<[f32]>,
+    /// FedProx's w₀ by parameter; empty where the plan has no proximal term.
+    start: Vec<Tensor<P::Plain>>,
+    /// SCAFFOLD's c − c_i by parameter; empty where the plan has none.
+    correction: Vec<Tensor<P::Plain>>,
     objective: Objective,
     mode: Mode,
-    parameters: Parameters,
-    optimizer: Stepper,
+    parameters: Parameters<P>,
+    optimizer: Stepper<P::Plain>,
     schedule: (Schedule, u32),
     clip_norm: f32,
     /// Steps that were taken, and those of the whole run.
     steps: (u64, u64),
     /// One program a batch size: the plan's, and that of an epoch's last batch.
-    programs: HashMap<usize, Program<Taped>>,
+    programs: HashMap<usize, Program<P::Taped>>,
 }
 
-impl Session {
+impl<P: Processor> Session<P> {
     /// Starts from the model's own weights; the schedule spans `total` steps. The plan must be valid.
-    pub(super) fn new(model: Model, plan: &Plan, total: u64) -> Result<Session, TrainingError> {
+    pub(super) fn new(model: Model, plan: &Plan, total: u64) -> Result<Session<P>, TrainingError> {
         let expected = model.layout().exchanged_len();
         if let Some(given) = plan.correction.as_ref().map(|c| c.len()).filter(|&given| given != expected) {
             let problem = format!("has {given} values, but the model exchanges {expected}; give one for each");
@@ -57,10 +55,9 @@ impl Session {
         let mut parameters = Parameters::from_model(&model)?;
         select(&mut parameters, model.layout(), &plan.trained)?;
         Ok(Session {
-            layout: model.layout().clone(),
             sample_shape: model.input().sample_shape(),
-            start: if plan.proximal_mu == 0.0 { Vec::new() } else { model.weights().into_values() },
-            correction: plan.correction.clone().unwrap_or_default(),
+            start: if plan.proximal_mu == 0.0 { Vec::new() } else { parameters.plain() },
+            correction: corrections::<P>(model.layout(), plan.correction.as_deref())?,
             objective: plan.objective.clone(),
             mode: if plan.frozen_statistics { Mode::Frozen } else { Mode::Train },
             optimizer: Stepper::new(plan.optimizer, plan.proximal_mu, parameters.list.len()),
@@ -74,7 +71,7 @@ impl Session {
     }
 
     /// The program for batches of this size, compiled when it is first asked for.
-    pub(super) fn program(&mut self, batch: usize) -> Result<&Program<Taped>, TrainingError> {
+    pub(super) fn program(&mut self, batch: usize) -> Result<&Program<P::Taped>, TrainingError> {
         use std::collections::hash_map::Entry;
         Ok(match self.programs.entry(batch) {
             Entry::Occupied(entry) => entry.into_mut(),
@@ -87,7 +84,7 @@ impl Session {
     }
 
     /// What tells how good the model is on samples, at any time; made before the model is given up.
-    fn judge<'d>(&self, samples: &'d Dataset, batch: usize) -> Result<Evaluator<'d>, TrainingError> {
+    fn judge<'d>(&self, samples: &'d Dataset, batch: usize) -> Result<Evaluator<'d, P>, TrainingError> {
         let model = self.model.as_ref().ok_or_else(|| TrainingError::graph("is not there any more"))?;
         Evaluator::new(model, samples, Some(&self.objective), batch)
     }
@@ -111,9 +108,9 @@ impl Session {
         let Some(program) = self.programs.get(&batch) else {
             return Err(TrainingError::graph("has no program for this batch"));
         };
-        let input = tensor::<Plain>(inputs, &shape, Precision::Single)?;
+        let input = tensor::<P::Plain>(inputs, &shape, Precision::Single)?;
         let task = (&self.objective, form_of(program, &self.objective, targets.shape(), targets.is_values())?);
-        let pass = backward(program, &self.parameters, input, task, targets, Precision::Single)?;
+        let pass = backward::<P>(program, &self.parameters, input, task, targets, Precision::Single)?;
         if !pass.loss.is_finite() {
             return Ok(pass.loss);
         }
@@ -125,30 +122,23 @@ impl Session {
     }
 
     /// Steps every parameter that has a gradient.
-    fn descend(&mut self, gradients: Vec<Option<PlainTensor>>) {
-        let mut gradients: Vec<Option<PlainTensor>> =
-            gradients.into_iter().map(|gradient| gradient.map(|gradient| gradient.to_contiguous())).collect();
+    fn descend(&mut self, mut gradients: Vec<Option<Tensor<P::Plain>>>) {
         if self.clip_norm > 0.0 {
-            clip(&mut gradients, self.clip_norm);
+            P::Plain::clip(&mut gradients, self.clip_norm);
         }
         let rate = self.schedule.0.factor(self.steps.0, self.steps.1, self.schedule.1);
         self.steps.0 += 1;
-        self.optimizer.begin();
-        let ranges = self.layout.exchanged().map(|(_, range)| range);
-        for (index, ((parameter, gradient), range)) in
-            self.parameters.list.iter_mut().zip(gradients).zip(ranges).enumerate()
-        {
-            let Some(mut gradient) = gradient else { continue };
-            let start = self.start.get(range.clone()).unwrap_or_default();
-            let correction = self.correction.get(range).unwrap_or_default();
-            let (values, gradient) = (parameter.values.storage_mut::<f32>(), gradient.storage_mut::<f32>());
-            self.optimizer.step(index, rate, values, gradient, start, correction);
+        self.optimizer.begin(rate);
+        for (index, (parameter, gradient)) in self.parameters.list.iter_mut().zip(gradients).enumerate() {
+            let Some(gradient) = gradient else { continue };
+            let terms = Terms { start: self.start.get(index), correction: self.correction.get(index) };
+            P::Plain::step(&mut self.optimizer, index, &mut parameter.values, gradient, &terms);
         }
     }
 
     /// Moves the running statistics of one BatchNormalization. A batch with one value a channel has no variance, and
     /// leaves them as they are.
-    fn follow(&mut self, batch: BatchStatistics<Taped>) {
+    fn follow(&mut self, batch: BatchStatistics<P::Taped>) {
         if batch.count < 2 {
             return;
         }
@@ -157,36 +147,39 @@ impl Session {
             [(batch.mean_parameter, batch.mean, 1.0), (batch.variance_parameter, batch.variance, unbiased)]
         {
             if let Some(parameter) = self.parameters.list.get_mut(index) {
-                let new = Taped::inner(new).to_contiguous();
-                follow(parameter.values.storage_mut::<f32>(), new.storage::<f32>(), batch.momentum, factor);
+                P::Plain::follow(&mut parameter.values, P::Taped::inner(new), batch.momentum, factor);
             }
         }
     }
 
-    pub(super) fn into_weights(self) -> Option<Weights> {
+    pub(super) fn into_weights(self) -> Result<Option<Weights>, TrainingError> {
         self.parameters.into_weights()
     }
 }
 
+/// SCAFFOLD's correction, a tensor a parameter.
+fn corrections<P: Processor>(
+    layout: &Layout,
+    correction: Option<&[f32]>,
+) -> Result<Vec<Tensor<P::Plain>>, TrainingError> {
+    let Some(values) = correction else { return Ok(Vec::new()) };
+    let of = |(spec, range): (&fedge_models::ParameterSpec, std::ops::Range<usize>)| {
+        tensor::<P::Plain>(values.get(range).unwrap_or_default().to_vec(), &spec.shape, Precision::Single)
+    };
+    layout.exchanged().map(of).collect()
+}
+
 /// Marks which parameters a run trains.
-fn select(parameters: &mut Parameters, layout: &Layout, trained: &Selection) -> Result<(), TrainingError> {
+fn select<P: Processor>(
+    parameters: &mut Parameters<P>,
+    layout: &Layout,
+    trained: &Selection,
+) -> Result<(), TrainingError> {
     trained.check(layout).map_err(|problem| TrainingError::Plan { field: "trained", problem })?;
     for parameter in &mut parameters.list {
         parameter.trainable &= trained.takes(&parameter.name, parameter.values.shape().len());
     }
     Ok(())
-}
-
-/// Scales gradients down so that their common L2 norm is at most `limit`, as `torch.nn.utils.clip_grad_norm_` does.
-fn clip(gradients: &mut [Option<PlainTensor>], limit: f32) {
-    let squares = gradients.iter().flatten().flat_map(|gradient| gradient.storage::<f32>());
-    let norm = squares.map(|slope| f64::from(*slope) * f64::from(*slope)).sum::<f64>().sqrt();
-    let factor = f64::from(limit) / (norm + 1e-6);
-    if factor < 1.0 {
-        for gradient in gradients.iter_mut().flatten() {
-            gradient.storage_mut::<f32>().iter_mut().for_each(|slope| *slope *= factor as f32);
-        }
-    }
 }
 
 /// How the program's output is compared with targets of this shape (one sample's).
@@ -232,46 +225,52 @@ pub(super) fn check<B: Engine>(
 }
 
 /// What one forward and backward pass gives.
-struct Pass {
+struct Pass<P: Processor> {
     loss: f64,
     /// Each parameter's gradient; `None` for what is not trained and for what the output does not depend on.
-    gradients: Vec<Option<PlainTensor>>,
-    statistics: Vec<BatchStatistics<Taped>>,
+    gradients: Vec<Option<Tensor<P::Plain>>>,
+    statistics: Vec<BatchStatistics<P::Taped>>,
 }
 
 /// Runs forward and backward. The loss's own gradient is computed in closed form and seeds the tape: the sum of
 /// outputs ⊙ g has exactly the gradient g at the outputs.
-fn backward(
-    program: &Program<Taped>,
-    parameters: &Parameters,
-    input: PlainTensor,
+fn backward<P: Processor>(
+    program: &Program<P::Taped>,
+    parameters: &Parameters<P>,
+    input: Tensor<P::Plain>,
     (objective, form): (&Objective, Form),
     targets: &Targets,
     precision: Precision,
-) -> Result<Pass, TrainingError> {
+) -> Result<Pass<P>, TrainingError> {
     let leaves = parameters.leaves();
     let mut statistics = Vec::new();
-    let outputs = program.run(&leaves, leaf(input, false), &mut statistics)?;
-    let Measured { loss, gradient, .. } = measure(objective, form, &to_f64(Taped::inner(outputs.clone())), targets);
+    let outputs = program.run(&leaves, leaf::<P::Taped>(input, false), &mut statistics)?;
+    let answers = to_f64::<P::Plain>(P::Taped::inner(outputs.clone()))?;
+    let Measured { loss, gradient, .. } = measure(objective, form, &answers, targets);
     if !loss.is_finite() {
         return Ok(Pass { loss, gradients: Vec::new(), statistics });
     }
-    let seed = tensor_from_f64::<Plain>(gradient, &program.output_shape, precision)?;
-    let seeded = Taped::float_sum(Taped::float_mul(outputs, leaf(seed, false)));
-    let mut gradients = Taped::backward(seeded);
+    let seed = tensor_from_f64::<P::Plain>(gradient, &program.output_shape, precision)?;
+    let seeded = P::Taped::float_sum(P::Taped::float_mul(outputs, leaf::<P::Taped>(seed, false)));
+    let mut gradients = P::Taped::backward(seeded);
     let gradients = leaves
         .iter()
         .zip(&parameters.list)
-        .map(|(leaf, parameter)| if parameter.trainable { Taped::grad_remove(leaf, &mut gradients) } else { None })
+        .map(|(leaf, parameter)| if parameter.trainable { P::Taped::grad_remove(leaf, &mut gradients) } else { None })
         .collect();
     Ok(Pass { loss, gradients, statistics })
 }
 
 /// Trains; `plan` and the data's shape are checked already.
-pub(super) fn train(model: Model, data: &Dataset, plan: &Plan, watch: Watch<'_>) -> Result<Outcome, TrainingError> {
+pub(super) fn train<P: Processor>(
+    model: Model,
+    data: &Dataset,
+    plan: &Plan,
+    watch: Watch<'_>,
+) -> Result<Outcome, TrainingError> {
     let batch_size = (plan.batch_size as usize).min(data.len());
     let steps_total = u64::from(plan.epochs) * data.len().div_ceil(batch_size) as u64;
-    let mut session = Session::new(model, plan, steps_total)?;
+    let mut session = Session::<P>::new(model, plan, steps_total)?;
     let program = session.program(batch_size)?;
     if !program.learned {
         return Err(TrainingError::graph("has an output that no trainable parameter takes part in"));
@@ -279,7 +278,7 @@ pub(super) fn train(model: Model, data: &Dataset, plan: &Plan, watch: Watch<'_>)
     check(program, &plan.objective, data)?;
     plan.augmentation.check(data.sample_shape(), data.target_form().0)?;
     let judge = watch.held_out.map(|samples| session.judge(samples, batch_size)).transpose()?;
-    let judged = |session: &Session| {
+    let judged = |session: &Session<P>| {
         judge.as_ref().map(|judge| judge.evaluate(&session.parameters.plain(), &plan.objective)).transpose()
     };
     let before = judged(&session)?;
@@ -298,7 +297,7 @@ pub(super) fn train(model: Model, data: &Dataset, plan: &Plan, watch: Watch<'_>)
                 partial = true;
                 break 'epochs;
             }
-            let (mut inputs, targets) = data.batch(indices);
+            let (mut inputs, targets) = data.batch(indices)?;
             if plan.augmentation.is_some() {
                 plan.augmentation.apply(&mut inputs, data.sample_shape(), &mut random);
             }
@@ -318,7 +317,7 @@ pub(super) fn train(model: Model, data: &Dataset, plan: &Plan, watch: Watch<'_>)
     }
     let held_out = before.zip(judged(&session)?);
     let weights =
-        session.into_weights().ok_or(TrainingError::Diverged { step, epoch: plan.epochs, what: "a weight" })?;
+        session.into_weights()?.ok_or(TrainingError::Diverged { step, epoch: plan.epochs, what: "a weight" })?;
     Ok(Outcome { weights, examples: data.len() as u64, steps: step, partial, loss_first, loss_last, held_out })
 }
 
@@ -337,30 +336,31 @@ fn shuffled(len: usize, seed: u64, epoch: u32) -> Vec<usize> {
 }
 
 /// Loss and gradients over all the data as one batch, at any parameters and in either precision.
-pub(super) fn gradients_at(
+pub(super) fn gradients_at<P: Processor>(
     model: &Model,
-    parameters: &Parameters,
+    parameters: &Parameters<P>,
     data: &Dataset,
     objective: &Objective,
     mode: Mode,
     precision: Precision,
 ) -> Result<(f64, BTreeMap<String, Vec<f64>>), TrainingError> {
-    let program = Program::compile(model, data.len(), mode, precision, Some(objective.loss))?;
+    let program = Program::<P::Taped>::compile(model, data.len(), mode, precision, Some(objective.loss))?;
     check(&program, objective, data)?;
     let shape: Vec<usize> = std::iter::once(data.len()).chain(data.sample_shape().iter().copied()).collect();
-    let (inputs, targets) = data.whole();
-    let input = tensor::<Plain>(inputs, &shape, precision)?;
+    let (inputs, targets) = data.whole()?;
+    let input = tensor::<P::Plain>(inputs, &shape, precision)?;
     let task = (objective, form_of(&program, objective, targets.shape(), targets.is_values())?);
-    let Pass { loss, gradients, .. } = backward(&program, parameters, input, task, &targets, precision)?;
+    let Pass { loss, gradients, .. } = backward::<P>(&program, parameters, input, task, &targets, precision)?;
     if !loss.is_finite() {
         return Err(TrainingError::Diverged { step: 1, epoch: 1, what: "the loss" });
     }
-    let named = parameters.list.iter().zip(gradients).filter(|(parameter, _)| parameter.trainable);
-    let gradients = named
-        .map(|(parameter, gradient)| {
-            let zeros = || vec![0.0; to_f64(parameter.values.clone()).len()];
-            (parameter.name.clone(), gradient.map_or_else(zeros, to_f64))
-        })
-        .collect();
-    Ok((loss, gradients))
+    let mut named = BTreeMap::new();
+    for (parameter, gradient) in parameters.list.iter().zip(gradients).filter(|(parameter, _)| parameter.trainable) {
+        let gradient = match gradient {
+            Some(gradient) => to_f64::<P::Plain>(gradient)?,
+            None => vec![0.0; parameter.values.shape().num_elements()],
+        };
+        named.insert(parameter.name.clone(), gradient);
+    }
+    Ok((loss, named))
 }

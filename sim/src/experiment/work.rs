@@ -14,7 +14,7 @@ use fedge_node::federation::convert::{self, Terms};
 use fedge_node::federation::learner::{Run, Trained};
 use fedge_node::federation::outbox::Metrics;
 use fedge_node::federation::{encoding, local_training};
-use fedge_node::training::{self, Dataset, Evaluation, Plan};
+use fedge_node::training::{self, Dataset, Evaluation, Plan, Resources};
 use fedge_proto::update::Encoding;
 use rand::Rng;
 
@@ -110,7 +110,7 @@ pub(super) fn plan(
 ) -> Result<(Plan, Terms), String> {
     let wire = training_plan(task, state);
     let terms = convert::terms(&wire)?;
-    let plan = convert::plan(wire, &assignment.0, 1)?;
+    let plan = convert::plan(wire, &assignment.0, Resources::default())?;
     Ok((Plan { epochs, ..plan }, terms))
 }
 
@@ -227,7 +227,7 @@ mod tests {
         let state = TaskState::new("m-1".into(), VersionRef { number: 1, digest: Digest::of(b"") });
         let (first, terms) = plan(&task, &state, AssignmentId([1; 16]), 2).unwrap();
         let (second, _) = plan(&task, &state, AssignmentId([2; 16]), 2).unwrap();
-        assert_eq!((first.epochs, first.proximal_mu, first.threads), (2, 0.5, 1));
+        assert_eq!((first.epochs, first.proximal_mu, first.resources.threads), (2, 0.5, 1));
         assert!(terms.accept_partial && !terms.loss_base);
         assert_ne!(first.seed, second.seed);
     }

@@ -42,6 +42,7 @@ pub(super) fn load(folder: &Path, name: &str, number: u64, settings: &Settings) 
         round: None,
     };
     let why_not = match Model::from_bytes(bytes.clone()) {
+        // Integers go to the engine as they come: nothing here learns from them, so that they need not fit into float32.
         Ok(model) if [model.input(), model.output()].iter().all(|tensor| tensor.element == ElementType::Fp32) => {
             let package = package(manifest(model.digest(), model.layout().digest()), model)?;
             match prepared(folder, package, settings) {

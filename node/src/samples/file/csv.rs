@@ -1,10 +1,11 @@
 //! Comma-separated files: which row is a header, which column the label or the node, and every other field a number.
 //! What a label's text means to a model is resolved in the parent module.
 
+use std::io::BufRead;
 use std::path::Path;
 
-use super::rows::Places;
-use super::{BadRows, FileError, LabelledRows, MAX_VALUES, RowLabel, shorten};
+use super::rows::Pieces;
+use super::{FileError, LabelledRows, MAX_VALUES, RowLabel, shorten};
 
 /// Most columns of a row.
 const MAX_COLUMNS: usize = 1 << 20;
@@ -26,23 +27,24 @@ struct Columns {
     node: Option<usize>,
 }
 
-/// Reads the file; the column named `node_column`, where one is asked for, says whose each row is.
+/// Reads the file into pieces; the column named `node_column`, where one is asked for, says whose each row is.
 pub(super) fn read(
     path: &Path,
-    bytes: Vec<u8>,
+    mut content: impl BufRead,
     labels: Labels,
     node_column: Option<&str>,
-    bad_rows: BadRows,
-) -> Result<LabelledRows, FileError> {
+    mut pieces: Pieces<'_>,
+) -> Result<(), FileError> {
     let file_error = |problem: String| FileError::File { path: path.to_owned(), problem };
     // Spreadsheets begin UTF-8 files with a byte order mark.
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(text);
+    let mark = content.fill_buf().map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+    if mark.starts_with(b"\xef\xbb\xbf") {
+        content.consume(3);
+    }
+    let mut reader =
+        csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(content);
     let mut record = csv::StringRecord::new();
-    let mut rows = LabelledRows::new(path, Vec::new(), 0);
     let mut columns: Option<Columns> = None;
-    rows.bad_rows = bad_rows;
-    let mut places = Vec::new();
     let mut row = 0;
     loop {
         row += 1;
@@ -50,8 +52,11 @@ pub(super) fn read(
             Ok(true) => {}
             Ok(false) => break,
             Err(error) => {
+                if error.is_io_error() {
+                    return Err(file_error(format!("cannot be read: {error}")));
+                }
                 let problem = format!("cannot be read as comma-separated UTF-8 text: {}", without_position(&error));
-                refuse(&mut rows, FileError::Row { path: path.to_owned(), row, problem })?;
+                pieces.refuse(FileError::Row { path: path.to_owned(), row, problem })?;
                 continue;
             }
         }
@@ -59,7 +64,8 @@ pub(super) fn read(
             Some(known) => known,
             None => {
                 let found = first_record(path, &record, labels, node_column)?;
-                rows.sample_len = found.count - usize::from(found.label.is_some()) - usize::from(found.node.is_some());
+                pieces.rows.sample_len =
+                    found.count - usize::from(found.label.is_some()) - usize::from(found.node.is_some());
                 let is_header = found.names.is_some();
                 let found = columns.insert(found);
                 if is_header {
@@ -68,35 +74,25 @@ pub(super) fn read(
                 found
             }
         };
+        let rows = &mut pieces.rows;
         if rows.inputs.len() + rows.sample_len > MAX_VALUES {
             return Err(file_error(format!("holds more than {MAX_VALUES} values; split it into several files")));
         }
         let (values, labels, nodes) = (rows.inputs.len(), rows.labels.len(), rows.nodes.len());
-        match take(path, row, known, &record, &mut rows) {
-            Ok(()) => places.push(row),
+        match take(path, row, known, &record, rows) {
+            Ok(()) => {
+                pieces.places.push(row);
+                pieces.added()?;
+            }
             Err(error) => {
                 rows.inputs.truncate(values);
                 rows.labels.truncate(labels);
                 rows.nodes.truncate(nodes);
-                refuse(&mut rows, error)?;
+                pieces.refuse(error)?;
             }
         }
     }
-    rows.places = Places::At(places);
-    if rows.inputs.is_empty() && rows.skipped.count == 0 {
-        return Err(file_error("holds no rows of samples; it needs at least one".to_owned()));
-    }
-    rows.check_some_left()?;
-    Ok(rows)
-}
-
-/// Leaves the row out or stops, as the file is read.
-fn refuse(rows: &mut LabelledRows, error: FileError) -> Result<(), FileError> {
-    if rows.bad_rows == BadRows::Stop {
-        return Err(error);
-    }
-    rows.skipped.add(&error);
-    Ok(())
+    pieces.finish(file_error("holds no rows of samples; it needs at least one".to_owned()))
 }
 
 fn first_record(

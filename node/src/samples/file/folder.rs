@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::rows::{BadRows, Places, RowLabel, index_in};
-use super::{FileError, LabelledRows, MAX_VALUES, ReadOptions, idx, image, read_bytes};
+use super::rows::{BadRows, Pieces, RowLabel, index_in};
+use super::{FileError, MAX_VALUES, idx, image, read_bytes};
 
 /// Most pictures of a folder.
 const MAX_PICTURES: usize = 1 << 20;
@@ -60,11 +60,16 @@ pub(super) fn look(folder: &Path, bad_rows: BadRows) -> Result<Folder, FileError
     Ok(Folder::Classes(classes))
 }
 
-/// Reads the pictures of all classes, labelled by the name of their folder.
+/// Reads the pictures of all classes, labelled by the name of their folder, into pieces.
 ///
 /// # Errors
 /// [`FileError`] names the picture.
-pub(super) fn read(folder: &Path, classes: Vec<Class>, options: &ReadOptions<'_>) -> Result<LabelledRows, FileError> {
+pub(super) fn read(
+    folder: &Path,
+    classes: Vec<Class>,
+    sample_shape: &[usize],
+    mut pieces: Pieces<'_>,
+) -> Result<(), FileError> {
     let names: Vec<String> = classes.iter().map(|class| class.name.clone()).collect();
     let empty: Vec<FileError> =
         classes.iter().filter(|class| class.pictures.is_empty()).map(|class| empty_class(folder, class)).collect();
@@ -72,12 +77,9 @@ pub(super) fn read(folder: &Path, classes: Vec<Class>, options: &ReadOptions<'_>
         let Class { name, pictures } = class;
         pictures.into_iter().map(move |picture| (picture, Some(RowLabel::Text(name.clone()))))
     };
-    let mut rows = decode(folder, classes.into_iter().flat_map(labelled), options)?;
-    if names.iter().any(|name| index_in(name).is_none()) {
-        rows.classes = names;
-    }
-    empty.iter().for_each(|error| rows.skipped.add(error));
-    Ok(rows)
+    empty.iter().for_each(|error| pieces.rows.skipped.add(error));
+    let names = if names.iter().any(|name| index_in(name).is_none()) { names } else { Vec::new() };
+    decode(folder, classes.into_iter().flat_map(labelled), &names, sample_shape, pieces)
 }
 
 /// Reads pictures without labels.
@@ -87,43 +89,46 @@ pub(super) fn read(folder: &Path, classes: Vec<Class>, options: &ReadOptions<'_>
 pub(super) fn read_inputs(
     folder: &Path,
     pictures: Vec<PathBuf>,
-    options: &ReadOptions<'_>,
-) -> Result<LabelledRows, FileError> {
-    decode(folder, pictures.into_iter().map(|picture| (picture, None)), options)
+    sample_shape: &[usize],
+    pieces: Pieces<'_>,
+) -> Result<(), FileError> {
+    decode(folder, pictures.into_iter().map(|picture| (picture, None)), &[], sample_shape, pieces)
 }
 
 fn decode(
     folder: &Path,
     pictures: impl Iterator<Item = (PathBuf, Option<RowLabel>)>,
-    options: &ReadOptions<'_>,
-) -> Result<LabelledRows, FileError> {
-    let sample_len = options.sample_shape.iter().product();
-    let mut rows = LabelledRows::new(folder, Vec::new(), sample_len);
-    rows.bad_rows = options.bad_rows;
-    let mut files = Vec::new();
+    classes: &[String],
+    sample_shape: &[usize],
+    mut pieces: Pieces<'_>,
+) -> Result<(), FileError> {
+    let sample_len: usize = sample_shape.iter().product();
     for (path, label) in pictures {
+        let rows = &mut pieces.rows;
         if rows.inputs.len().saturating_add(sample_len) > MAX_VALUES {
             let problem = format!(
                 "holds more than {} pictures of the model's size, which is above the limit; split the folder",
-                files.len()
+                rows.len()
             );
             return Err(refused(folder, problem));
         }
         let decoded = read_bytes(&path)
-            .and_then(|bytes| image::decode(&bytes, options.sample_shape).map_err(|problem| refused(&path, problem)));
-        match (decoded, options.bad_rows) {
-            (Ok(values), _) => {
+            .and_then(|bytes| image::decode(&bytes, sample_shape).map_err(|problem| refused(&path, problem)));
+        match decoded {
+            Ok(values) => {
+                rows.sample_len = sample_len;
                 rows.inputs.extend(values);
                 rows.labels.extend(label);
-                files.push(path);
+                if rows.classes.is_empty() {
+                    rows.classes = classes.to_vec();
+                }
+                pieces.files.push(path);
+                pieces.added()?;
             }
-            (Err(error), BadRows::Stop) => return Err(error),
-            (Err(error), BadRows::Skip) => rows.skipped.add(&error),
+            Err(error) => pieces.refuse(error)?,
         }
     }
-    rows.places = Places::Files(files);
-    rows.check_some_left()?;
-    Ok(rows)
+    pieces.finish(refused(folder, "holds no pictures".to_owned()))
 }
 
 /// The entries of a folder, sorted by name, without hidden ones.

@@ -1,8 +1,8 @@
-//! Files of samples: CSV, .npz, IDX and pictures into rows of raw float32 values and their labels, read as hostile input.
+//! Files of samples: CSV, Parquet, .npz, IDX and pictures into rows of raw float32 values and their labels, read as hostile input.
 //! The formats are in the submodules, what a label means to a model in `rows`; storing is `store`'s.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 mod csv;
@@ -12,14 +12,17 @@ mod idx;
 pub mod image;
 mod npy;
 mod npz;
+mod parquet;
 mod plain;
 mod rows;
 mod zip;
 
 use folder::Folder;
+use prost::bytes::Bytes;
+use rows::Pieces;
 pub(crate) use rows::known_labels;
 pub use rows::{BadRows, LabelledRow, LabelledRows, RowLabel, RowTargets, Skipped};
-use rows::{node_name, shorten, show};
+use rows::{node_name, shorten};
 
 /// Largest file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -90,6 +93,7 @@ pub enum FileError {
 ///
 /// - `.csv`: comma-separated, an optional header; the column named `label`, else the last one, is the label and all
 ///   others are values.
+/// - `.parquet`: the columns as in a `.csv` file; a list is as many values as it holds, bytes are an encoded picture.
 /// - `.npz`: an array `x`, `inputs` or `data` of shape `[rows, ...]` and an array `y`, `labels` or `label` of shape
 ///   `[rows]` with integers or text.
 /// - `...images...-ubyte` or `.idx`, plain or with `.gz` behind: MNIST's format; the labels are in the file beside it
@@ -101,17 +105,50 @@ pub enum FileError {
 /// [`FileError`] names the file, and the row or picture.
 pub fn read(path: &Path, options: &ReadOptions<'_>) -> Result<LabelledRows, FileError> {
     match format(path)? {
-        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required, None, options.bad_rows),
+        Format::Csv => whole_csv(path, csv::Labels::Required, None, options.bad_rows),
+        Format::Parquet => whole_parquet(path, true, None, options),
         Format::Npz => npz::read(path, &read_bytes(path)?, true, None, options.bad_rows),
         Format::Npy | Format::Json => Err(unlabelled(path, "holds inputs without labels")),
         Format::Picture => Err(unlabelled(path, "is one picture without a label")),
         Format::Idx => idx::read(path, options.bad_rows),
         Format::Folder => match folder::look(path, options.bad_rows)? {
             Folder::Idx(images) => idx::read(&images, options.bad_rows),
-            Folder::Classes(classes) => folder::read(path, classes, options),
+            Folder::Classes(classes) => {
+                whole(path, options.bad_rows, |pieces| folder::read(path, classes, options.sample_shape, pieces))
+            }
             Folder::Pictures(_) => Err(unlabelled(path, "holds pictures without classes")),
         },
     }
+}
+
+/// As [`read`], in pieces of about `most` values, so that the file may be larger than memory: CSV and Parquet files and
+/// folders of pictures come so, all others as one piece. What a piece says of rows that were left out is about its own.
+///
+/// # Errors
+/// As [`read`], and what `each` says.
+pub fn read_pieces(
+    path: &Path,
+    options: &ReadOptions<'_>,
+    most: usize,
+    each: &mut dyn FnMut(LabelledRows) -> Result<(), FileError>,
+) -> Result<(), FileError> {
+    let pieces = |each| Pieces::new(no_rows(path, options.bad_rows), most.min(MAX_VALUES / 2), each);
+    match format(path)? {
+        Format::Csv => watched(path, |file| {
+            csv::read(path, BufReader::with_capacity(1 << 20, file), csv::Labels::Required, None, pieces(each))
+        }),
+        Format::Parquet => watched(path, |file| parquet::read(path, file, wanted(options, true, None), pieces(each))),
+        Format::Folder => match folder::look(path, options.bad_rows)? {
+            Folder::Classes(classes) => folder::read(path, classes, options.sample_shape, pieces(each)),
+            Folder::Idx(_) | Folder::Pictures(_) => each(read(path, options)?),
+        },
+        _ => each(read(path, options)?),
+    }
+}
+
+/// Whether a file's labels are one a row whatever the loss: all but .npz, whose arrays say more.
+pub fn has_plain_labels(path: &Path) -> bool {
+    !matches!(format(path), Ok(Format::Npz))
 }
 
 /// Whether [`read`] could read a file, as far as can be seen before its model is known: pictures are not decoded yet.
@@ -125,14 +162,15 @@ pub fn check(path: &Path, bad_rows: BadRows) -> Result<(), FileError> {
     read(path, &ReadOptions { sample_shape: &[], bad_rows }).map(drop)
 }
 
-/// As [`read`], and whose each row is: by the CSV column or the .npz array of this name, which is no value then.
+/// As [`read`], and whose each row is: by the column or the .npz array of this name, which is no value then.
 /// Data that was gathered by many hands comes so.
 ///
 /// # Errors
 /// As [`read`].
 pub fn read_with_nodes(path: &Path, column: &str, options: &ReadOptions<'_>) -> Result<LabelledRows, FileError> {
     match format(path)? {
-        Format::Csv => csv::read(path, read_bytes(path)?, csv::Labels::Required, Some(column), options.bad_rows),
+        Format::Csv => whole_csv(path, csv::Labels::Required, Some(column), options.bad_rows),
+        Format::Parquet => whole_parquet(path, true, Some(column), options),
         Format::Npz => npz::read(path, &read_bytes(path)?, true, Some(column), options.bad_rows),
         Format::Npy | Format::Json | Format::Idx | Format::Folder | Format::Picture => Err(FileError::File {
             path: path.to_owned(),
@@ -142,7 +180,7 @@ pub fn read_with_nodes(path: &Path, column: &str, options: &ReadOptions<'_>) -> 
 }
 
 /// As [`read`], with targets of any shape: an .npz file's labels may have the shape `[rows, ...]`. `numbers`: targets are
-/// numbers to come close to, floats of the .npz file or the text of a CSV file's label column.
+/// numbers to come close to, floats of the .npz file or what a label column holds.
 ///
 /// # Errors
 /// As [`read`]. Targets of any shape know no rows to leave out: there the first that is wrong is an error.
@@ -158,16 +196,8 @@ pub fn read_with_targets(
     if !numbers {
         return Ok((rows, RowTargets::Labels));
     }
-    let number = |label: &RowLabel| match label {
-        RowLabel::Index(index) => Some(*index as f32),
-        RowLabel::Text(text) => text.parse().ok().filter(|value: &f32| value.is_finite()),
-    };
-    let values: Vec<Option<f32>> = rows.labels.iter().map(number).collect();
-    let problem = |row: usize| format!("the target {} is no finite number", show(&rows.labels[row]));
-    let bad = (0..values.len()).filter(|&row| values[row].is_none());
-    let bad: Vec<_> = bad.map(|row| (row, rows.row_error(row, problem(row)))).collect();
-    rows.leave_out(bad)?;
-    Ok((rows, RowTargets::Values { values: values.into_iter().flatten().collect(), shape: Vec::new() }))
+    let values = rows.numbers()?;
+    Ok((rows, RowTargets::Values { values, shape: Vec::new() }))
 }
 
 /// Reads rows for samples of this shape that may lack labels (to ask a model, or to calibrate on): a CSV row is labelled
@@ -180,9 +210,8 @@ pub fn read_inputs(path: &Path, sample_shape: &[usize]) -> Result<LabelledRows, 
     let options = ReadOptions::strict(sample_shape);
     let sample_len = sample_shape.iter().product();
     let rows = match format(path)? {
-        Format::Csv => {
-            csv::read(path, read_bytes(path)?, csv::Labels::Optional { sample_len }, None, options.bad_rows)?
-        }
+        Format::Csv => whole_csv(path, csv::Labels::Optional { sample_len }, None, options.bad_rows)?,
+        Format::Parquet => whole_parquet(path, false, None, &options)?,
         Format::Npz => npz::read(path, &read_bytes(path)?, false, None, options.bad_rows)?,
         Format::Npy => plain::read_npy(path, &read_bytes(path)?, sample_len)?,
         Format::Json => plain::read_json(path, &read_bytes(path)?, sample_len)?,
@@ -190,8 +219,12 @@ pub fn read_inputs(path: &Path, sample_shape: &[usize]) -> Result<LabelledRows, 
         Format::Idx => idx::read_images(path)?,
         Format::Folder => match folder::look(path, options.bad_rows)? {
             Folder::Idx(images) => idx::read_images(&images)?,
-            Folder::Classes(classes) => folder::read(path, classes, &options)?,
-            Folder::Pictures(pictures) => folder::read_inputs(path, pictures, &options)?,
+            Folder::Classes(classes) => {
+                whole(path, options.bad_rows, |pieces| folder::read(path, classes, sample_shape, pieces))?
+            }
+            Folder::Pictures(pictures) => {
+                whole(path, options.bad_rows, |pieces| folder::read_inputs(path, pictures, sample_shape, pieces))?
+            }
         },
     };
     rows.check_width(sample_len)?;
@@ -206,6 +239,7 @@ pub fn train_and_test(folder: &Path) -> Option<(PathBuf, PathBuf)> {
 
 enum Format {
     Csv,
+    Parquet,
     Npz,
     Npy,
     Json,
@@ -220,6 +254,7 @@ fn format(path: &Path) -> Result<Format, FileError> {
     }
     match path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase).as_deref() {
         Some("csv") => Ok(Format::Csv),
+        Some("parquet" | "pq") => Ok(Format::Parquet),
         Some("npz") => Ok(Format::Npz),
         Some("npy") => Ok(Format::Npy),
         Some("json") => Ok(Format::Json),
@@ -228,16 +263,88 @@ fn format(path: &Path) -> Result<Format, FileError> {
         _ => Err(FileError::File {
             path: path.to_owned(),
             problem:
-                "samples are read from .csv, .npz and IDX files (...-ubyte, .idx, or these with .gz) and from folders \
+                "samples are read from .csv, .parquet, .npz and IDX files (...-ubyte, .idx, or these with .gz) and from folders \
                  of .png and .jpg pictures; give the file one of these endings"
                     .to_owned(),
         }),
     }
 }
 
+fn wanted<'a>(options: &'a ReadOptions<'_>, labels: bool, node_column: Option<&'a str>) -> parquet::Wanted<'a> {
+    parquet::Wanted { labels, node_column, sample_shape: options.sample_shape }
+}
+
+fn no_rows(path: &Path, bad_rows: BadRows) -> LabelledRows {
+    let mut rows = LabelledRows::new(path, Vec::new(), 0);
+    rows.bad_rows = bad_rows;
+    rows
+}
+
+/// All rows as one piece.
+fn whole(
+    path: &Path,
+    bad_rows: BadRows,
+    read: impl FnOnce(Pieces<'_>) -> Result<(), FileError>,
+) -> Result<LabelledRows, FileError> {
+    let mut all = no_rows(path, bad_rows);
+    let mut each = |rows| {
+        all = rows;
+        Ok(())
+    };
+    read(Pieces::new(no_rows(path, bad_rows), usize::MAX, &mut each))?;
+    Ok(all)
+}
+
+fn whole_csv(
+    path: &Path,
+    labels: csv::Labels,
+    node_column: Option<&str>,
+    bad_rows: BadRows,
+) -> Result<LabelledRows, FileError> {
+    let bytes = read_bytes(path)?;
+    whole(path, bad_rows, |pieces| csv::read(path, bytes.as_slice(), labels, node_column, pieces))
+}
+
+fn whole_parquet(
+    path: &Path,
+    labels: bool,
+    node_column: Option<&str>,
+    options: &ReadOptions<'_>,
+) -> Result<LabelledRows, FileError> {
+    let bytes = Bytes::from(read_bytes(path)?);
+    let wanted = wanted(options, labels, node_column);
+    whole(path, options.bad_rows, |pieces| parquet::read(path, bytes, wanted, pieces))
+}
+
+/// Reads from a file that must not change meanwhile.
+fn watched<T>(path: &Path, read: impl FnOnce(File) -> Result<T, FileError>) -> Result<T, FileError> {
+    let failed = |source| FileError::Io { path: path.to_owned(), source };
+    let file = open(path)?;
+    let state = |metadata: std::fs::Metadata| (metadata.len(), metadata.modified().ok());
+    let before = state(file.metadata().map_err(failed)?);
+    let found = read(file.try_clone().map_err(failed)?);
+    if state(file.metadata().map_err(failed)?) == before { found } else { Err(changed(path)) }
+}
+
+/// Opens a regular file.
+fn open(path: &Path) -> Result<File, FileError> {
+    let failed = |source| FileError::Io { path: path.to_owned(), source };
+    // Looked at before it is opened: opening a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        let problem = "is not a regular file; give a .csv, .parquet, .npz or IDX file".to_owned();
+        return Err(FileError::File { path: path.to_owned(), problem });
+    }
+    File::open(path).map_err(failed)
+}
+
+fn changed(path: &Path) -> FileError {
+    let problem = "changed while it was read; read it again when its writer is done".to_owned();
+    FileError::File { path: path.to_owned(), problem }
+}
+
 fn unlabelled(path: &Path, what: &str) -> FileError {
     let problem = format!(
-        "{what}; give labelled samples as .csv, .npz or IDX files, or as a folder that holds a folder of pictures for \
+        "{what}; give labelled samples as .csv, .parquet, .npz or IDX files, or as a folder that holds a folder of pictures for \
          each class"
     );
     FileError::File { path: path.to_owned(), problem }
@@ -246,12 +353,7 @@ fn unlabelled(path: &Path, what: &str) -> FileError {
 fn read_bytes(path: &Path) -> Result<Vec<u8>, FileError> {
     let failed = |source| FileError::Io { path: path.to_owned(), source };
     let refused = |problem: String| FileError::File { path: path.to_owned(), problem };
-    // Looked at before it is opened: opening a pipe would wait for its writer.
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(refused("is not a regular file; give a .csv, .npz or IDX file".to_owned()));
-    }
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = open(path)?;
     let before = file.metadata().map_err(failed)?;
     let mut bytes = Vec::new();
     (&mut file).take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
@@ -261,7 +363,7 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, FileError> {
     let after = file.metadata().map_err(failed)?;
     let same_time = before.modified().ok() == after.modified().ok();
     if !same_time || before.len() != after.len() || after.len() != bytes.len() as u64 {
-        return Err(refused("changed while it was read; read it again when its writer is done".to_owned()));
+        return Err(changed(path));
     }
     if bytes.is_empty() {
         return Err(refused("is empty; it needs at least one row".to_owned()));

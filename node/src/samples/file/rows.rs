@@ -60,6 +60,12 @@ pub struct Skipped {
 impl Skipped {
     const KEPT: usize = 10;
 
+    /// Adds those of a later piece.
+    pub fn extend(&mut self, later: Skipped) {
+        self.count += later.count;
+        self.first.extend(later.first.into_iter().take(Skipped::KEPT.saturating_sub(self.first.len())));
+    }
+
     pub(super) fn add(&mut self, error: &FileError) {
         self.count += 1;
         if self.first.len() < Skipped::KEPT {
@@ -101,6 +107,79 @@ pub struct LabelledRows {
     pub(super) source: PathBuf,
     pub(super) places: Places,
     pub(super) bad_rows: BadRows,
+}
+
+/// Rows as they are read: handed on whenever there are many, so that a file may be larger than memory.
+pub(super) struct Pieces<'a> {
+    /// The rows that were read since the last piece.
+    pub rows: LabelledRows,
+    /// Their places in the file.
+    pub places: Vec<usize>,
+    /// Where the rows come from in turn, in place of `places`.
+    pub files: Vec<PathBuf>,
+    /// Values of a piece, about.
+    most: usize,
+    each: &'a mut dyn FnMut(LabelledRows) -> Result<(), FileError>,
+    /// Rows that were handed on.
+    given: usize,
+}
+
+impl<'a> Pieces<'a> {
+    /// Pieces of about `most` values; `each` takes them in order.
+    pub(super) fn new(
+        rows: LabelledRows,
+        most: usize,
+        each: &'a mut dyn FnMut(LabelledRows) -> Result<(), FileError>,
+    ) -> Pieces<'a> {
+        Pieces { rows, places: Vec::new(), files: Vec::new(), most, each, given: 0 }
+    }
+
+    /// Hands the rows on if there are enough of them.
+    ///
+    /// # Errors
+    /// What the taker says.
+    pub(super) fn added(&mut self) -> Result<(), FileError> {
+        if self.rows.inputs.len() >= self.most { self.give() } else { Ok(()) }
+    }
+
+    /// Leaves a row out, or stops, as the file is read.
+    ///
+    /// # Errors
+    /// The row's error.
+    pub(super) fn refuse(&mut self, error: FileError) -> Result<(), FileError> {
+        if self.rows.bad_rows == BadRows::Stop {
+            return Err(error);
+        }
+        self.rows.skipped.add(&error);
+        Ok(())
+    }
+
+    /// Hands the rest on.
+    ///
+    /// # Errors
+    /// What the taker says, and that the file holds no row that can be read.
+    pub(super) fn finish(mut self, empty: FileError) -> Result<(), FileError> {
+        let none = self.given == 0 && self.rows.is_empty();
+        if none && self.rows.skipped.count == 0 {
+            return Err(empty);
+        }
+        if none {
+            return self.rows.check_some_left();
+        }
+        self.give()
+    }
+
+    fn give(&mut self) -> Result<(), FileError> {
+        let mut next = LabelledRows::new(&self.rows.source, Vec::new(), self.rows.sample_len);
+        next.bad_rows = self.rows.bad_rows;
+        let mut rows = std::mem::replace(&mut self.rows, next);
+        self.given += rows.len();
+        rows.places = match std::mem::take(&mut self.files) {
+            files if files.is_empty() => Places::At(std::mem::take(&mut self.places)),
+            files => Places::Files(files),
+        };
+        (self.each)(rows)
+    }
 }
 
 impl LabelledRows {
@@ -195,6 +274,23 @@ impl LabelledRows {
         Ok((samples, self.skipped))
     }
 
+    /// The labels as numbers to come close to. A row whose label is none is an error, or left out.
+    ///
+    /// # Errors
+    /// The row, or that no row is left.
+    pub fn numbers(&mut self) -> Result<Vec<f32>, FileError> {
+        let number = |label: &RowLabel| match label {
+            RowLabel::Index(index) => Some(*index as f32),
+            RowLabel::Text(text) => text.parse().ok().filter(|value: &f32| value.is_finite()),
+        };
+        let values: Vec<Option<f32>> = self.labels.iter().map(number).collect();
+        let problem = |row: usize| format!("the target {} is no finite number", show(&self.labels[row]));
+        let bad = (0..values.len()).filter(|&row| values[row].is_none());
+        let bad: Vec<_> = bad.map(|row| (row, self.row_error(row, problem(row)))).collect();
+        self.leave_out(bad)?;
+        Ok(values.into_iter().flatten().collect())
+    }
+
     /// A row's problem, with its place.
     pub(super) fn row_error(&self, row: usize, problem: String) -> FileError {
         if let Places::Files(files) = &self.places {
@@ -285,7 +381,9 @@ impl LabelledRows {
         Err(FileError::File { path: self.source.clone(), problem })
     }
 
-    pub(super) fn check_width(&self, sample_len: usize) -> Result<(), FileError> {
+    /// # Errors
+    /// Rows of another width.
+    pub(crate) fn check_width(&self, sample_len: usize) -> Result<(), FileError> {
         if self.sample_len == sample_len {
             return Ok(());
         }

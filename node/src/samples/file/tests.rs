@@ -213,7 +213,7 @@ fn every_truncation_and_every_flipped_byte_of_an_archive_is_an_error_or_read_ali
 #[test]
 fn files_of_other_kinds_are_refused() {
     let (directory, path) = write("rows.txt", "1,2\n");
-    assert!(read(&path, &ReadOptions::strict(&[])).unwrap_err().to_string().contains(".csv, .npz and IDX"));
+    assert!(read(&path, &ReadOptions::strict(&[])).unwrap_err().to_string().contains(".csv, .parquet, .npz and IDX"));
     assert!(matches!(read(&directory.path().join("none.csv"), &ReadOptions::strict(&[])), Err(FileError::Io { .. })));
     let folder = directory.path().join("folder.csv");
     std::fs::create_dir(&folder).unwrap();

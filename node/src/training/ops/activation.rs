@@ -34,7 +34,7 @@ pub(super) fn leaky_relu<B: Engine>(node: &Node<'_>) -> Made<B> {
 pub(super) fn gelu<B: Engine>(node: &Node<'_>) -> Made<B> {
     node.expect_attributes(&["approximate"])?;
     match node.string("approximate", "none")? {
-        "none" => map(node, B::gelu),
+        "none" => map(node, B::exact_gelu),
         "tanh" => map(node, tanh_gelu::<B>),
         other => Err(node.error(format!("its approximation {other:?} is unknown; use \"none\" or \"tanh\""))),
     }

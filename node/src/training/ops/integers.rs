@@ -1,12 +1,12 @@
 //! Constants, and the integer arithmetic that exporters write around Reshape: it folds when the graph is compiled.
 //! Add, Sub, Mul and Div of integers fold in `elementwise`; Concat and Unsqueeze in `shape`.
 
-use burn::backend::{BoolDType, Scalar, TensorMetadata};
+use burn::backend::{Scalar, TensorMetadata};
 use fedge_models::pb::attribute_proto::AttributeType;
 use fedge_models::pb::tensor_proto::DataType;
 
 use super::super::TrainingError;
-use super::super::backend::Tensor;
+use super::super::backend::{Tensor, bool_type};
 use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::{Decoded, Integers, Kind, MAX_INTEGERS, TensorRef, Value, decode, whole};
@@ -131,7 +131,7 @@ pub(super) fn cast<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError
         (Kind::Float | Kind::Integer, Kind::Bool) => {
             let run = |x: Tensor<B>| {
                 let dtype = x.dtype();
-                B::bool_into_float(B::float_not_equal_elem(x, Scalar::Float(0.0), BoolDType::Native), dtype.into())
+                B::bool_into_float(B::float_not_equal_elem(x, Scalar::Float(0.0), bool_type::<B>()), dtype.into())
             };
             Ok(Built::unary(x, x.shape.clone(), run).of_kind(to))
         }

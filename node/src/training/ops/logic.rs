@@ -1,10 +1,10 @@
 //! Comparisons, truth values, Where, and the larger or smaller of several tensors.
 //! Truth values are held as 0 and 1; no gradient flows through them.
 
-use burn::backend::{BoolDType, Scalar, TensorMetadata};
+use burn::backend::{Scalar, TensorMetadata};
 
 use super::super::TrainingError;
-use super::super::backend::Tensor;
+use super::super::backend::{Tensor, bool_type};
 use super::super::engine::Engine;
 use super::super::node::Node;
 use super::super::value::{Integers, Kind, TensorRef, Value};
@@ -14,27 +14,24 @@ use super::{Built, Kernel, held};
 type Made<B> = Result<Built<B>, TrainingError>;
 type Mask<B> = burn::backend::tensor::BoolTensor<B>;
 
-/// How masks are held for the moment that one lives.
-const BOOL: BoolDType = BoolDType::Native;
-
 pub(super) fn equal<B: Engine>(node: &Node<'_>) -> Made<B> {
-    compare(node, |a, b| B::float_equal(a, b, BOOL), |a, b| a == b)
+    compare(node, |a, b| B::float_equal(a, b, bool_type::<B>()), |a, b| a == b)
 }
 
 pub(super) fn greater<B: Engine>(node: &Node<'_>) -> Made<B> {
-    compare(node, |a, b| B::float_greater(a, b, BOOL), |a, b| a > b)
+    compare(node, |a, b| B::float_greater(a, b, bool_type::<B>()), |a, b| a > b)
 }
 
 pub(super) fn greater_or_equal<B: Engine>(node: &Node<'_>) -> Made<B> {
-    compare(node, |a, b| B::float_greater_equal(a, b, BOOL), |a, b| a >= b)
+    compare(node, |a, b| B::float_greater_equal(a, b, bool_type::<B>()), |a, b| a >= b)
 }
 
 pub(super) fn less<B: Engine>(node: &Node<'_>) -> Made<B> {
-    compare(node, |a, b| B::float_lower(a, b, BOOL), |a, b| a < b)
+    compare(node, |a, b| B::float_lower(a, b, bool_type::<B>()), |a, b| a < b)
 }
 
 pub(super) fn less_or_equal<B: Engine>(node: &Node<'_>) -> Made<B> {
-    compare(node, |a, b| B::float_lower_equal(a, b, BOOL), |a, b| a <= b)
+    compare(node, |a, b| B::float_lower_equal(a, b, bool_type::<B>()), |a, b| a <= b)
 }
 
 fn compare<B: Engine>(
@@ -108,7 +105,7 @@ pub(super) fn where_<B: Engine>(node: &Node<'_>) -> Made<B> {
     let (target, kind) = (held(&shape), a.kind);
     let inputs = vec![condition.clone(), a.clone(), b.clone()];
     let kernel = Kernel::Affine(Box::new(move |condition, a, b| {
-        let mask = B::float_greater_elem(expand::<B>(condition, &target), Scalar::Float(0.5), BOOL);
+        let mask = B::float_greater_elem(expand::<B>(condition, &target), Scalar::Float(0.5), bool_type::<B>());
         match b {
             Some(b) => B::float_mask_where(expand::<B>(b, &target), mask, expand::<B>(a, &target)),
             None => a,
@@ -130,7 +127,7 @@ fn where_integers<B: Engine>(node: &Node<'_>, condition: &Integers, a: &Integers
 pub(super) fn max<B: Engine>(node: &Node<'_>) -> Made<B> {
     over_all(node, |inputs| {
         inputs.into_iter().reduce(|a: Tensor<B>, b: Tensor<B>| {
-            let mask = B::float_greater(b.clone(), a.clone(), BOOL);
+            let mask = B::float_greater(b.clone(), a.clone(), bool_type::<B>());
             B::float_mask_where(a, mask, b)
         })
     })
@@ -140,7 +137,7 @@ pub(super) fn max<B: Engine>(node: &Node<'_>) -> Made<B> {
 pub(super) fn min<B: Engine>(node: &Node<'_>) -> Made<B> {
     over_all(node, |inputs| {
         inputs.into_iter().reduce(|a: Tensor<B>, b: Tensor<B>| {
-            let mask = B::float_lower(b.clone(), a.clone(), BOOL);
+            let mask = B::float_lower(b.clone(), a.clone(), bool_type::<B>());
             B::float_mask_where(a, mask, b)
         })
     })

@@ -26,7 +26,7 @@ mod select;
 mod shape;
 mod window;
 
-pub(super) use normalization::{BatchNorm, BatchStatistics, follow};
+pub(super) use normalization::{BatchNorm, BatchStatistics};
 
 /// Checks a node and says how to run it.
 pub(super) type Builder<B> = fn(&Node<'_>) -> Result<Built<B>, TrainingError>;

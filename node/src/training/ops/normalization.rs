@@ -1,5 +1,5 @@
 //! Normalizations by batch, layer, instance and group; Softmax and LogSoftmax.
-//! When running statistics are updated, `trainer` decides; how, is here.
+//! When running statistics are updated, `trainer` decides; how, is in `optimizer`.
 
 use burn::backend::Scalar;
 
@@ -63,14 +63,6 @@ impl BatchNorm {
             count: update.count,
         });
         result.output
-    }
-}
-
-/// Moves a running statistic towards a batch's: running ← m·running + (1 − m)·batch, with m ONNX's momentum. `factor`
-/// is 1 for a mean and n/(n−1) for a variance over n values: PyTorch keeps the unbiased one.
-pub(in super::super) fn follow(running: &mut [f32], batch: &[f32], momentum: f32, factor: f32) {
-    for (running, batch) in running.iter_mut().zip(batch) {
-        *running = momentum * *running + (1.0 - momentum) * factor * batch;
     }
 }
 

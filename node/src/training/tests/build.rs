@@ -35,6 +35,16 @@ impl Builder {
         Builder { graph, opset, random: ChaCha8Rng::seed_from_u64(3) }
     }
 
+    /// The same graph, whose input is 64-bit integers.
+    pub(super) fn of_integers(mut self) -> Builder {
+        let kind = self.graph.input.iter_mut().filter_map(|input| input.r#type.as_mut());
+        for value in kind.filter_map(|kind| kind.value.as_mut()) {
+            let type_proto::Value::TensorType(tensor) = value;
+            tensor.elem_type = DataType::Int64 as i32;
+        }
+        self
+    }
+
     /// A trainable float tensor of seeded numbers in −1..1.
     pub(super) fn parameter(self, name: &str, shape: &[i64]) -> Builder {
         self.spread(name, shape, -1.0, 1.0)

@@ -5,6 +5,9 @@ mod bounds;
 mod build;
 mod cases;
 mod digits;
+#[cfg(feature = "wgpu")]
+mod gpu;
+mod integers;
 mod more_cases;
 mod operators;
 mod parity;

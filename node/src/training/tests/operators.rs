@@ -8,28 +8,57 @@ use fedge_models::{Model, operators};
 use super::build::numbers;
 use super::parity::{by_tract, forward};
 use super::{cases, more_cases};
-use crate::training::backend::{Plain, Precision, tensor, to_f64};
+use crate::training::backend::{Cpu, Plain, Precision, tensor, to_f64};
 use crate::training::graph::{Mode, Program};
 use crate::training::loss::{Form, measure};
 use crate::training::parameters::Parameters;
 use crate::training::trainer::gradients_at;
 use crate::training::{Dataset, Loss};
 
-const SAMPLES: usize = 3;
+pub(super) const SAMPLES: usize = 3;
 
 /// A family of cases: calls its argument with each.
 type Family = fn(&mut dyn FnMut(&str, &Model));
 
+/// Every family.
+pub(super) const FAMILIES: [Family; 25] = [
+    cases::elementwise_operators,
+    cases::powers_with_a_constant_exponent,
+    cases::arithmetic_broadcasts_either_side,
+    cases::a_parameter_that_is_used_twice_gets_both_gradients,
+    cases::matrix_products,
+    cases::gemm_in_all_its_forms,
+    cases::convolutions,
+    cases::convolutions_over_one_axis,
+    cases::pooling,
+    cases::normalization,
+    cases::operators_that_move_numbers,
+    cases::reductions,
+    cases::shape_arithmetic_as_older_exporters_write_it,
+    more_cases::activations,
+    more_cases::arithmetic_of_many,
+    more_cases::logic,
+    more_cases::selections,
+    more_cases::resizing,
+    more_cases::transposed_convolutions,
+    more_cases::pools_of_every_padding,
+    more_cases::layered_normalizations,
+    more_cases::reductions_of_every_kind,
+    more_cases::recurrent_networks,
+    more_cases::sums_of_products,
+    more_cases::constants_from_shapes,
+];
+
 /// Loss in double precision at flat parameter values, with batch statistics.
 fn loss_at(model: &Model, values: &[f64], data: &Dataset) -> f64 {
-    let parameters = Parameters::from_f64(model.layout(), values).unwrap();
+    let parameters = Parameters::<Cpu>::from_f64(model.layout(), values).unwrap();
     let program =
         Program::<Plain>::compile(model, SAMPLES, Mode::Train, Precision::Double, Some(Loss::CrossEntropy)).unwrap();
     let shape: Vec<usize> = std::iter::once(SAMPLES).chain(model.input().sample_shape()).collect();
-    let input = tensor::<Plain>(data.whole().0, &shape, Precision::Double).unwrap();
+    let input = tensor::<Plain>(data.whole().unwrap().0, &shape, Precision::Double).unwrap();
     let logits = program.run(&parameters.plain(), input, &mut Vec::new()).unwrap();
     let form = Form::of(Loss::CrossEntropy, &program.output_shape, &[], false).unwrap();
-    measure(&Loss::CrossEntropy.into(), form, &to_f64(logits), &data.whole().1).loss
+    measure(&Loss::CrossEntropy.into(), form, &to_f64::<Plain>(logits).unwrap(), &data.whole().unwrap().1).loss
 }
 
 /// Compares every gradient with a central difference, and the forward pass with tract.
@@ -45,7 +74,7 @@ fn check(case: &str, model: &Model) {
 
     let data = Dataset::new(inputs, vec![0, 1, 0], sample_shape).unwrap();
     let values: Vec<f64> = model.weights().values().iter().copied().map(f64::from).collect();
-    let parameters = Parameters::from_f64(model.layout(), &values).unwrap();
+    let parameters = Parameters::<Cpu>::from_f64(model.layout(), &values).unwrap();
     let (_, gradients) =
         gradients_at(model, &parameters, &data, &Loss::CrossEntropy.into(), Mode::Train, Precision::Double).unwrap();
     let mut largest = 0.0f64;
@@ -193,35 +222,8 @@ fn constants_from_shapes() {
 
 #[test]
 fn every_operator_that_the_catalogue_trains_has_a_case() {
-    let families: [Family; 25] = [
-        cases::elementwise_operators,
-        cases::powers_with_a_constant_exponent,
-        cases::arithmetic_broadcasts_either_side,
-        cases::a_parameter_that_is_used_twice_gets_both_gradients,
-        cases::matrix_products,
-        cases::gemm_in_all_its_forms,
-        cases::convolutions,
-        cases::convolutions_over_one_axis,
-        cases::pooling,
-        cases::normalization,
-        cases::operators_that_move_numbers,
-        cases::reductions,
-        cases::shape_arithmetic_as_older_exporters_write_it,
-        more_cases::activations,
-        more_cases::arithmetic_of_many,
-        more_cases::logic,
-        more_cases::selections,
-        more_cases::resizing,
-        more_cases::transposed_convolutions,
-        more_cases::pools_of_every_padding,
-        more_cases::layered_normalizations,
-        more_cases::reductions_of_every_kind,
-        more_cases::recurrent_networks,
-        more_cases::sums_of_products,
-        more_cases::constants_from_shapes,
-    ];
     let mut seen = BTreeSet::new();
-    for family in families {
+    for family in FAMILIES {
         family(&mut |_, model| seen.extend(model.graph().node.iter().map(|node| node.op_type.clone())));
     }
     let trained = operators::catalogue().iter().filter(|operator| operator.trainable);

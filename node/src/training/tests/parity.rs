@@ -10,7 +10,7 @@ use ndarray::{Array1, ArrayD, ArrayViewD};
 use ndarray_npy::NpzReader;
 
 use super::digits::{digits, model};
-use crate::training::backend::{Plain, Precision, tensor, to_f64};
+use crate::training::backend::{Cpu, Plain, Precision, tensor, to_f64};
 use crate::training::graph::{Mode, Program};
 use crate::training::parameters::Parameters;
 use crate::training::trainer::Session;
@@ -36,13 +36,13 @@ fn batch(fixture: &mut Fixture) -> Dataset {
 
 /// Logits by the interpreter with frozen statistics.
 pub(super) fn forward(model: &Model, inputs: &[f32], samples: usize) -> Vec<f32> {
-    let parameters = Parameters::from_model(model).unwrap();
+    let parameters = Parameters::<Cpu>::from_model(model).unwrap();
     let program =
         Program::<Plain>::compile(model, samples, Mode::Evaluate, Precision::Single, Some(Loss::CrossEntropy)).unwrap();
     let shape: Vec<usize> = std::iter::once(samples).chain(model.input().sample_shape()).collect();
     let input = tensor::<Plain>(inputs.to_vec(), &shape, Precision::Single).unwrap();
     let logits = program.run(&parameters.plain(), input, &mut Vec::new()).unwrap();
-    to_f64(logits).into_iter().map(|logit| logit as f32).collect()
+    to_f64::<Plain>(logits).unwrap().into_iter().map(|logit| logit as f32).collect()
 }
 
 /// The model's output by tract.
@@ -77,15 +77,15 @@ fn the_demo_models_gradients_are_pytorchs() {
 fn three_sgd_steps_are_pytorchs_with_and_without_the_proximal_term() {
     let mut fixture = fixture();
     let data = batch(&mut fixture);
-    let (inputs, targets) = data.batch(&(0..32).collect::<Vec<_>>());
+    let (inputs, targets) = data.batch(&(0..32).collect::<Vec<_>>()).unwrap();
     let model = model();
     for (prefix, proximal_mu) in [("sgd", 0.0), ("prox", 0.1)] {
         let plan = Plan { optimizer: Optimizer::sgd(0.05, 0.9, 1e-3), proximal_mu, ..Plan::default() };
-        let mut session = Session::new(model.clone(), &plan, 3).unwrap();
+        let mut session = Session::<Cpu>::new(model.clone(), &plan, 3).unwrap();
         for _ in 0..3 {
             session.step(inputs.clone(), &targets).unwrap();
         }
-        let weights = session.into_weights().unwrap();
+        let weights = session.into_weights().unwrap().unwrap();
         for (spec, _) in model.layout().exchanged() {
             let expected = array(&mut fixture, &format!("{prefix}/{}", spec.name));
             let found = weights.tensor(&spec.name).unwrap();
@@ -104,8 +104,8 @@ fn the_proximal_fixture_differs_from_the_plain_one() {
 #[test]
 fn the_forward_pass_gives_tracts_logits() {
     let (model, data) = (model(), digits(|row| row < 64));
-    let found = forward(&model, &data.whole().0, 64);
-    let expected = by_tract(&model, &data.whole().0, 64);
+    let found = forward(&model, &data.whole().unwrap().0, 64);
+    let expected = by_tract(&model, &data.whole().unwrap().0, 64);
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
 }

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::build::{Attribute, Builder, numbers};
 use super::digits::{digits, model};
-use crate::training::{Dataset, Optimizer, Outcome, Plan, TrainingError, Watch, evaluate, train, train_watched};
+use crate::training::{
+    Dataset, Optimizer, Outcome, Plan, Resources, TrainingError, Watch, evaluate, train, train_watched,
+};
 
 pub(super) fn plan() -> Plan {
     Plan { optimizer: Optimizer::sgd(0.05, 0.9, 0.0), epochs: 8, batch_size: 32, seed: 5, ..Plan::default() }
@@ -32,7 +34,14 @@ fn training_on_real_digits_reaches_95_percent_on_digits_it_never_saw() {
 #[test]
 fn the_same_seed_gives_the_same_bits_and_another_seed_others() {
     let (model, data) = (model(), digits(|row| row < 300));
-    let run = |seed, threads| quiet(&model, &data, &Plan { seed, threads, epochs: 2, ..plan() }).weights;
+    let run = |seed, threads| {
+        quiet(
+            &model,
+            &data,
+            &Plan { seed, resources: Resources { threads, ..Resources::default() }, epochs: 2, ..plan() },
+        )
+        .weights
+    };
     assert_eq!(run(1, 1).values(), run(1, 1).values());
     assert_eq!(run(1, 2).values(), run(1, 2).values());
     assert_ne!(run(1, 1).values(), run(2, 1).values());
@@ -176,7 +185,11 @@ fn step_time_of_the_demo_model() {
     let (model, data) = (model(), digits(|row| row < 1600));
     for threads in [1, 2] {
         let start = std::time::Instant::now();
-        let outcome = quiet(&model, &data, &Plan { epochs: 20, threads, ..plan() });
+        let outcome = quiet(
+            &model,
+            &data,
+            &Plan { epochs: 20, resources: Resources { threads, ..Resources::default() }, ..plan() },
+        );
         let step = start.elapsed().as_secs_f64() * 1e3 / outcome.steps as f64;
         println!("{threads} thread(s): {step:.3} ms a step over {} steps", outcome.steps);
     }

@@ -3,6 +3,7 @@
 
 use fedge_node::federation::convert;
 use fedge_node::federation::participant::Event;
+use fedge_node::training::Resources;
 use fedge_proto::federation::{PollReply, poll_reply::Assignment};
 
 use super::{BACKOFF_MS, Node, Timer};
@@ -154,7 +155,7 @@ impl Node {
             }
         }
         // Deadlines on the node's own clock are its training's matter, which is simulated: any moment will do.
-        match convert::instructions(reply, 1, self.setup.began) {
+        match convert::instructions(reply, Resources::default(), self.setup.began) {
             Ok(instructions) => self.post(env, Event::Instructed(instructions.assignment)),
             Err(problem) => env.checks.fail(Invariant::RecordsAreSound, format!("a poll's reply: {problem}")),
         }
