@@ -153,7 +153,7 @@ fn raw(datatype: &str, sample: &[f32]) -> anyhow::Result<Vec<u8>> {
     let element = ElementType::from_name(datatype).filter(|element| element.is_held_as_float());
     let element = element.with_context(|| format!("the model takes {datatype}, which is not written here"))?;
     if let Some(value) = sample.iter().find(|value| !element.holds(**value)) {
-        bail!("the model takes {datatype}, and {value} is none");
+        bail!("the model takes {datatype}, of which whole numbers below 16777216 are written here; {value} is none");
     }
     Ok(match element {
         ElementType::Uint8 => each(sample, |value| (value as u8).to_le_bytes()),

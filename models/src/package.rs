@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Model, ModelError, Preprocessing};
+use crate::{Digest, ElementType, Model, ModelError, Preprocessing};
 
 /// Version of the manifest's form.
 pub const MANIFEST_SCHEMA: u32 = 1;
@@ -120,6 +120,13 @@ fn check(manifest: &Manifest, model: &Model) -> Result<(), ModelError> {
     check_digest(manifest, "model.onnx", manifest.digest, model.digest())?;
     check_digest(manifest, "the layout", manifest.layout, model.layout().digest())?;
     check_labels(manifest, model).map_err(|problem| refused(manifest, problem))?;
+    if model.input().element != ElementType::Fp32 && manifest.preprocessing != Preprocessing::default() {
+        let element = model.input().element.name();
+        return Err(refused(
+            manifest,
+            format!("its model takes {element}, which no scale, mean or std may change; leave its preprocessing out"),
+        ));
+    }
     manifest.preprocessing.validate(&model.input().sample_shape())
 }
 

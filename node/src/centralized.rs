@@ -134,6 +134,9 @@ pub fn datasets(model: &Model, path: &Path, options: &DataOptions<'_>) -> Result
         let (rows, targets) = file::read_with_targets(path, floats, &reading)?;
         take(rows, targets)?;
     }
+    if count == 0 {
+        return Err(skipped.none_left(path).into());
+    }
     let all = gathering.finish()?;
     if options.held_out <= 0.0 {
         return Ok(Parts { training: all, held_out: None, skipped });
@@ -299,6 +302,22 @@ mod tests {
             .map(|place| parts.skipped.first.iter().any(|sentence| sentence.contains(place)))
             .collect();
         assert_eq!(places, [true; 4], "{:?}", parts.skipped);
+    }
+
+    #[test]
+    fn a_piece_may_lose_all_its_rows_while_the_file_keeps_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.csv");
+        let row = |label: &str| format!("{}{label}\n", "1,".repeat(64));
+        // More than one piece of rows that are wrong, then some that are right.
+        std::fs::write(&path, row("nobody").repeat(PIECE / 64 + 10) + &row("3").repeat(5)).unwrap();
+        let preprocessing = Preprocessing::default();
+        let read = || datasets(&model(), &path, &DataOptions { bad_rows: BadRows::Skip, ..options(&preprocessing) });
+        let parts = read().unwrap();
+        assert_eq!((parts.training.labels(), parts.skipped.count), (vec![3; 5], PIECE / 64 + 10));
+        std::fs::write(&path, row("nobody").repeat(PIECE / 64 + 10)).unwrap();
+        let error = read().unwrap_err().to_string();
+        assert!(error.contains(&format!("all {} were left out", PIECE / 64 + 10)), "{error}");
     }
 
     #[test]

@@ -249,8 +249,10 @@ impl Versions {
             *done += 1;
             let (path, labels, bad_rows) = (data.path.clone(), manifest.labels.clone(), data.bad_rows);
             let (shape, classes) = (package.model.input().sample_shape(), package.model.output().sample_len());
+            let element = package.model.input().element;
             let read = move || {
-                let rows = file::read(&path, &ReadOptions { sample_shape: &shape, bad_rows })?;
+                let mut rows = file::read(&path, &ReadOptions { sample_shape: &shape, bad_rows })?;
+                rows.leave_out_not_held(element)?;
                 rows.into_samples(shape.iter().product(), classes, &labels)
             };
             let read = tokio::task::spawn_blocking(read).await.map_err(|e| VersionError::Interrupted(e.to_string()))?;

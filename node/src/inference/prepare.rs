@@ -1,8 +1,10 @@
 //! From a package to a version that may serve: quantize, load, warm up, check against float on local samples.
 //! Swapping it in is `repository`'s; all of this blocks, so it runs beside the requests.
 
+use std::borrow::Cow;
+
 use fedge_models::quantize::{self, quantize};
-use fedge_models::{Manifest, Model, Package, TensorSignature};
+use fedge_models::{ElementType, Manifest, Model, Package, TensorSignature};
 use ndarray::{ArrayViewD, IxDyn};
 
 use super::check::LocalCheck;
@@ -71,6 +73,14 @@ pub fn prepare(
 ) -> Result<Serving, PrepareError> {
     let Package { manifest, model } = package;
     let (name, number) = (manifest.name.clone(), manifest.number);
+    // Samples come from many hands: those that are no values of a model's integers teach nothing about it.
+    let element = model.input().element;
+    let held = |values: &[f32]| values.iter().all(|value| element.holds(*value));
+    let (mut calibration, mut labelled) = (calibration, Cow::Borrowed(labelled));
+    if element != ElementType::Fp32 {
+        calibration.retain(|values| held(values));
+        labelled = labelled.iter().filter(|sample| held(&sample.input)).cloned().collect::<Vec<_>>().into();
+    }
     let (input, output) = (model.input().clone(), model.output().clone());
     let unfit = |samples: &mut dyn Iterator<Item = &[f32]>| unfit(samples, &input);
     let problem = unfit(&mut calibration.iter().map(Vec::as_slice))
@@ -86,7 +96,7 @@ pub fn prepare(
     warm_up(&float, &calibration, &input, options).map_err(failed)?;
     let int8 = int8(&model, &calibration, options);
     let check = match &int8 {
-        Ok(int8) => compare(&manifest, &model, (&float, int8), labelled).map_err(failed)?,
+        Ok(int8) => compare(&manifest, &model, (&float, int8), &labelled).map_err(failed)?,
         Err(_) => None,
     };
 

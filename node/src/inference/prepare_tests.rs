@@ -119,7 +119,8 @@ fn a_model_of_integers_serves_samples_and_tells_its_type() {
         ..package(1).manifest
     };
     let package = Package::new(manifest, model).unwrap();
-    let calibration = vec![vec![1.0, 2.0], vec![-3.0, 4.0]];
+    // The last is none of the model's.
+    let calibration = vec![vec![1.0, 2.0], vec![-3.0, 4.0], vec![0.5, 1.0]];
     let serving = prepare(package, calibration, &[], &PrepareOptions::default()).unwrap();
     assert_eq!(serving.contract().inputs[0].element.name(), "INT64");
     assert_eq!(serving.run(&[5.0, 16_777_215.0, -1.0, 0.0]).unwrap().values, [5.0, 16_777_215.0, -1.0, 0.0]);

@@ -334,8 +334,7 @@ fn floats(raw: &[u8], element: ElementType) -> Result<Vec<f32>, String> {
             Err(format!("expected finite numbers, but element {at} (from 0) is {}", values[at]))
         }
         (Some(at), _) => Err(format!(
-            "expected whole numbers below 16777216, which this model's samples are, but element {at} (from 0) is {}",
-            values[at]
+            "expected whole numbers below 16777216, which this model's samples are, but element {at} (from 0) is larger"
         )),
     }
 }

@@ -212,9 +212,10 @@ impl Dataset {
         if input.element == ElementType::Fp32 {
             return Ok(());
         }
-        const PIECE: usize = 1024;
-        for first in (0..self.len()).step_by(PIECE) {
-            let rows: Vec<usize> = (first..self.len().min(first + PIECE)).collect();
+        const VALUES: usize = 1 << 20;
+        let piece = (VALUES / self.samples.len).max(1);
+        for first in (0..self.len()).step_by(piece) {
+            let rows: Vec<usize> = (first..self.len().min(first + piece)).collect();
             let (inputs, _) = self.batch(&rows)?;
             if let Some((index, value)) = inputs.iter().enumerate().find(|(_, value)| !input.element.holds(**value)) {
                 return Err(TrainingError::data(format!(

@@ -112,7 +112,7 @@ impl Store for Plain {
         stepper: &mut Stepper<Plain>,
         index: usize,
         values: &mut PlainTensor,
-        gradient: PlainTensor,
+        mut gradient: PlainTensor,
         terms: &Terms<'_, Plain>,
     ) {
         let Some([first, second]) = stepper.moments.get_mut(index) else { return };
@@ -121,7 +121,8 @@ impl Store for Plain {
         fn slice(tensor: &Option<PlainTensor>) -> &[f32] {
             tensor.as_ref().map_or(&[], |tensor| tensor.storage::<f32>())
         }
-        let mut gradient = gradient.to_contiguous();
+        // In place, so that nothing else holds its numbers and they need no copy.
+        gradient = gradient.to_contiguous();
         let shape = values.shape().to_vec();
         let (values, gradient) = (values.storage_mut::<f32>(), gradient.storage_mut::<f32>());
         slices::add_terms(&stepper.now, values, gradient, slice(&start), slice(&correction));

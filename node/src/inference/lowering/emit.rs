@@ -3,9 +3,9 @@
 
 use super::graph::{Builder, Refusal};
 use super::kernels::elementwise::Affine;
-use super::kernels::{self, DepthwiseWeights, Range, Weights};
+use super::kernels::{self, DepthwiseWeights, Isa, Range, Weights};
 use super::program::Step;
-use super::steps::{AveragePool, Concat, Conv, Depthwise, Output, Permute, Product, Sum, Winograd};
+use super::steps::{AveragePool, Concat, Conv, Depthwise, Output, Packed, Permute, Product, Sum, Winograd};
 use super::value::{Kind, Known, Linear, Pending, Tensor};
 
 impl Builder {
@@ -97,11 +97,15 @@ impl Builder {
             Output::Floats(_) => None,
         };
         let depthwise = codes.filter(|_| *groups == window.c && each == 1 && *groups > 1);
+        // Where bytes are multiplied as they are, Winograd's fewer products of 16 bits take longer.
+        let isa = Isa::detect();
+        let narrow = |column: usize| (0..*depth).all(|k| i8::try_from(linear.weight(column, k)).is_ok());
         let winograd = codes.filter(|_| *groups == 1 && Winograd::gains(window, columns));
+        let winograd = winograd.filter(|_| !(isa.multiplies_bytes() && (0..columns).all(narrow)));
         self.reserve(match (depthwise, winograd) {
             (Some(_), _) => DepthwiseWeights::packed_bytes(columns, window.taps()),
             (_, Some(_)) => Winograd::packed_bytes(window, columns),
-            _ => groups.saturating_mul(size_of::<Weights>() + Weights::packed_bytes(each, *depth)),
+            _ => groups.saturating_mul(size_of::<Packed>() + Weights::packed_bytes(each, *depth)),
         })?;
         let folded = folded(linear)?;
         let multiplier: Vec<f32> = scales.iter().map(|scale| input.scale * scale / out_scale).collect();
@@ -125,7 +129,7 @@ impl Builder {
         let groups = (0..*groups).map(|group| {
             let part = group * each..(group + 1) * each;
             let at = |column: usize, k: usize| at(group * each + column, k);
-            Weights::pack(each, *depth, at, &folded[part.clone()], &multiplier[part])
+            Packed::pack(isa, each, *depth, at, &folded[part.clone()], &multiplier[part])
         });
         let groups = groups.collect();
         Ok(Step::Conv { from, conv: Box::new(Conv { window: *window, groups, padding, output }) })

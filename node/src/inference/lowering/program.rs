@@ -12,11 +12,13 @@ use super::graph::Refusal;
 use super::kernels::elementwise::{self, Affine};
 use super::kernels::{Isa, SLACK};
 use super::steps::{
-    AveragePool, Concat, Conv, Depthwise, MaxPool, Permute, Product, Sum, Winograd, conv::Results, winograd,
+    AveragePool, Concat, Conv, Depthwise, MaxPool, Permute, Product, Sum, Winograd, conv, conv::Results, winograd,
 };
 
-/// Activations of the samples that run together stay about within this, so that they stay in cache.
+/// Activations of the samples that run together stay about within this, so that their weights come from memory once for many.
 const TOGETHER_BYTES: u64 = 10 << 20;
+/// As [`TOGETHER_BYTES`], where products are so quick that activations have to stay in the second-level cache.
+const TOGETHER_BYTES_QUICK: u64 = 2 << 20;
 /// Most samples that run together.
 const MOST_TOGETHER: u64 = 64;
 /// Threads whose buffers are kept for the next batch.
@@ -136,7 +138,7 @@ pub(crate) struct Program {
 struct State {
     codes: Vec<Vec<u8>>,
     floats: Vec<Vec<f32>>,
-    widened: Vec<i16>,
+    gathered: conv::Scratch,
     winograd: winograd::Scratch,
 }
 
@@ -146,10 +148,12 @@ impl Program {
     pub(super) fn new(steps: Vec<Step>, values: Vec<Value>, output: Id) -> Result<Program, Refusal> {
         let reads: Vec<Vec<Id>> = steps.iter().map(Step::reads).collect();
         let Buffers { places, buffers, bytes } = buffers::plan(&reads, &values, output)?;
-        let together = (TOGETHER_BYTES / bytes.max(1)).clamp(1, MOST_TOGETHER);
+        let isa = Isa::detect();
+        let room = if isa.multiplies_bytes() { TOGETHER_BYTES_QUICK } else { TOGETHER_BYTES };
+        let together = (room / bytes.max(1)).clamp(1, MOST_TOGETHER);
         let most_threads = usize::try_from(MAX_BYTES / (bytes * together).max(1)).unwrap_or(usize::MAX);
         let together = together as usize;
-        let (isa, states) = (Isa::detect(), Mutex::default());
+        let states = Mutex::default();
         Ok(Program { steps, values, places, buffers, output, together, most_threads, isa, states })
     }
 
@@ -275,9 +279,9 @@ impl Program {
                 elementwise::dequantize(self.isa, self.codes(state, *from, rows), *affine, y);
             }
             Step::Conv { from, conv } => {
-                let mut scratch = std::mem::take(&mut state.widened);
+                let mut scratch = std::mem::take(&mut state.gathered);
                 conv.run(self.isa, self.codes(state, *from, rows), rows, Results::Floats(y), &mut scratch);
-                state.widened = scratch;
+                state.gathered = scratch;
             }
             Step::Permute { from, permute } => {
                 let len = self.values[*from].len.max(1);
@@ -304,9 +308,9 @@ impl Program {
                 }
             }
             Step::Conv { from, conv } => {
-                let mut scratch = std::mem::take(&mut state.widened);
+                let mut scratch = std::mem::take(&mut state.gathered);
                 conv.run(isa, self.codes(state, *from, rows), rows, Results::Codes(y), &mut scratch);
-                state.widened = scratch;
+                state.gathered = scratch;
             }
             Step::Winograd { from, conv } => {
                 let mut scratch = std::mem::take(&mut state.winograd);

@@ -1,11 +1,11 @@
 //! Comma-separated files: which row is a header, which column the label or the node, and every other field a number.
 //! What a label's text means to a model is resolved in the parent module.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::Path;
 
 use super::rows::Pieces;
-use super::{FileError, LabelledRows, MAX_VALUES, RowLabel, shorten};
+use super::{FileError, LabelledRows, MAX_FILE_BYTES, MAX_VALUES, RowLabel, shorten};
 
 /// Most columns of a row.
 const MAX_COLUMNS: usize = 1 << 20;
@@ -41,6 +41,7 @@ pub(super) fn read(
     if mark.starts_with(b"\xef\xbb\xbf") {
         content.consume(3);
     }
+    let content = Bounded { content, left: MAX_FILE_BYTES };
     let mut reader =
         csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(content);
     let mut record = csv::StringRecord::new();
@@ -48,6 +49,7 @@ pub(super) fn read(
     let mut row = 0;
     loop {
         row += 1;
+        reader.get_mut().left = MAX_FILE_BYTES;
         match reader.read_record(&mut record) {
             Ok(true) => {}
             Ok(false) => break,
@@ -93,6 +95,26 @@ pub(super) fn read(
         }
     }
     pieces.finish(file_error("holds no rows of samples; it needs at least one".to_owned()))
+}
+
+/// Content of which a record may take some: one without an end would fill the memory.
+struct Bounded<R> {
+    content: R,
+    /// Bytes that may be read until the record has to end.
+    left: u64,
+}
+
+impl<R: BufRead> Read for Bounded<R> {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        if self.left == 0 {
+            return Err(std::io::Error::other(format!(
+                "a row of more than {MAX_FILE_BYTES} bytes; is a quote left open?"
+            )));
+        }
+        let read = self.content.read(to)?;
+        self.left = self.left.saturating_sub(read as u64);
+        Ok(read)
+    }
 }
 
 fn first_record(

@@ -159,6 +159,12 @@ pub fn check(path: &Path, bad_rows: BadRows) -> Result<(), FileError> {
     if matches!(format(path)?, Format::Folder) && !matches!(folder::look(path, bad_rows)?, Folder::Idx(_)) {
         return Ok(());
     }
+    if matches!(format(path)?, Format::Parquet) {
+        let undecoded = parquet::Wanted { labels: true, node_column: None, sample_shape: None };
+        let mut each = |_| Ok(());
+        let pieces = Pieces::new(no_rows(path, bad_rows), MAX_VALUES / 2, &mut each);
+        return watched(path, |file| parquet::read(path, file, undecoded, pieces));
+    }
     read(path, &ReadOptions { sample_shape: &[], bad_rows }).map(drop)
 }
 
@@ -271,7 +277,7 @@ fn format(path: &Path) -> Result<Format, FileError> {
 }
 
 fn wanted<'a>(options: &'a ReadOptions<'_>, labels: bool, node_column: Option<&'a str>) -> parquet::Wanted<'a> {
-    parquet::Wanted { labels, node_column, sample_shape: options.sample_shape }
+    parquet::Wanted { labels, node_column, sample_shape: Some(options.sample_shape) }
 }
 
 fn no_rows(path: &Path, bad_rows: BadRows) -> LabelledRows {

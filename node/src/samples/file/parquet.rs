@@ -1,5 +1,6 @@
 //! Parquet files: which columns are a row's values, its label and its node. Values are numbers, lists of numbers, and
-//! encoded pictures as public data sets carry them. The format itself is the `parquet` crate's.
+//! encoded pictures as public data sets carry them. The format itself is the `parquet` crate's: a file that was made to do so can
+//! take much more memory than it says, since pages are decompressed whole.
 //! What a label's text means to a model is resolved in the parent module.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,8 +26,8 @@ pub(super) struct Wanted<'a> {
     pub labels: bool,
     /// The column that says whose each row is.
     pub node_column: Option<&'a str>,
-    /// What pictures become.
-    pub sample_shape: &'a [usize],
+    /// What pictures become; none: they are not decoded, and one value stands for each.
+    pub sample_shape: Option<&'a [usize]>,
 }
 
 /// What the columns stand for.
@@ -59,7 +60,8 @@ fn read_rows<R: ChunkReader + 'static>(
     };
     let file = SerializedFileReader::new(content).map_err(unreadable)?;
     let metadata = file.metadata();
-    if let Some(group) = metadata.row_groups().iter().find(|group| group.total_byte_size() > MAX_DECOMPRESSED) {
+    let sizes = 0..=MAX_DECOMPRESSED;
+    if let Some(group) = metadata.row_groups().iter().find(|group| !sizes.contains(&group.total_byte_size())) {
         let problem = format!(
             "has a row group of {} bytes once it is decompressed, above the limit of {MAX_DECOMPRESSED}; write smaller ones",
             group.total_byte_size()
@@ -72,6 +74,9 @@ fn read_rows<R: ChunkReader + 'static>(
         let rows = &mut pieces.rows;
         let (values, labels, nodes) = (rows.inputs.len(), rows.labels.len(), rows.nodes.len());
         match take(path, index, &columns, row, wanted, rows) {
+            Ok(()) if rows.inputs.len() > MAX_VALUES => {
+                return Err(refused(path, format!("holds more than {MAX_VALUES} values; split it into several files")));
+            }
             Ok(()) => {
                 pieces.places.push(index + 1);
                 pieces.added()?;
@@ -154,9 +159,6 @@ fn take(
         } else {
             values(&field, wanted.sample_shape, &mut rows.inputs).map_err(wrong)?;
         }
-        if rows.inputs.len() > MAX_VALUES {
-            return Err(refused(path, format!("holds more than {MAX_VALUES} values; split it into several files")));
-        }
     }
     let width = rows.inputs.len() - before;
     match rows.sample_len {
@@ -197,7 +199,14 @@ fn label(field: &Field) -> Result<RowLabel, String> {
 
 /// Adds a column's values of one row.
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "models take float32")]
-fn values(field: &Field, sample_shape: &[usize], inputs: &mut Vec<f32>) -> Result<(), String> {
+fn values(field: &Field, sample_shape: Option<&[usize]>, inputs: &mut Vec<f32>) -> Result<(), String> {
+    let mut picture = |bytes: &[u8]| {
+        match sample_shape {
+            Some(shape) => inputs.extend(image::decode(bytes, shape)?),
+            None => inputs.push(0.0),
+        }
+        Ok(())
+    };
     let value = match field {
         Field::Bool(value) => f32::from(u8::from(*value)),
         Field::Byte(value) => f32::from(*value),
@@ -219,8 +228,7 @@ fn values(field: &Field, sample_shape: &[usize], inputs: &mut Vec<f32>) -> Resul
             return list.elements().iter().try_for_each(|field| values(field, sample_shape, inputs));
         }
         Field::Bytes(bytes) => {
-            inputs.extend(image::decode(bytes.data(), sample_shape)?);
-            return Ok(());
+            return picture(bytes.data());
         }
         // A picture as public data sets carry it: its file's bytes and, beside them, its name.
         Field::Group(group) => {
@@ -229,8 +237,7 @@ fn values(field: &Field, sample_shape: &[usize], inputs: &mut Vec<f32>) -> Resul
                 _ => None,
             });
             let bytes = bytes.ok_or("is a group without the bytes of a picture; give numbers, lists or pictures")?;
-            inputs.extend(image::decode(bytes.data(), sample_shape)?);
-            return Ok(());
+            return picture(bytes.data());
         }
         Field::Null => return Err("the value is missing; drop or repair the row".to_owned()),
         Field::Str(text) => return Err(format!("{:?} is text; values must be numbers", shorten(text))),

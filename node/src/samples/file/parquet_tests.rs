@@ -49,6 +49,8 @@ fn pictures_become_samples_of_the_models_shape() {
     let rows = read(&path, &ReadOptions::strict(&[1, 3, 3])).unwrap();
     assert_eq!(rows.inputs, [[7.0; 9], [200.0; 9]].concat());
     assert_eq!(rows.labels, [RowLabel::Index(3), RowLabel::Index(1)]);
+    // Before its model is known, none is decoded.
+    check(&path, BadRows::Stop).unwrap();
     let error = read(&path, &ReadOptions::strict(&[5])).unwrap_err().to_string();
     assert!(error.contains("row 1, column 1 (\"image\")") && error.contains("is a picture"), "{error}");
 }

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use fedge_models::ElementType;
+
 use super::FileError;
 
 /// A label as the file gives it.
@@ -60,6 +62,13 @@ pub struct Skipped {
 impl Skipped {
     const KEPT: usize = 10;
 
+    /// That these were all rows of a file.
+    pub(crate) fn none_left(&self, path: &Path) -> FileError {
+        let first = self.first.first().map(String::as_str).unwrap_or_default();
+        let problem = format!("no row is left: all {} were left out, the first for this: {first}", self.count);
+        FileError::File { path: path.to_owned(), problem }
+    }
+
     /// Adds those of a later piece.
     pub fn extend(&mut self, later: Skipped) {
         self.count += later.count;
@@ -107,6 +116,8 @@ pub struct LabelledRows {
     pub(super) source: PathBuf,
     pub(super) places: Places,
     pub(super) bad_rows: BadRows,
+    /// Whether more rows come of the same file: then a piece may lose all of its own.
+    pub(super) is_piece: bool,
 }
 
 /// Rows as they are read: handed on whenever there are many, so that a file may be larger than memory.
@@ -174,6 +185,7 @@ impl<'a> Pieces<'a> {
         next.bad_rows = self.rows.bad_rows;
         let mut rows = std::mem::replace(&mut self.rows, next);
         self.given += rows.len();
+        rows.is_piece = self.most != usize::MAX;
         rows.places = match std::mem::take(&mut self.files) {
             files if files.is_empty() => Places::At(std::mem::take(&mut self.places)),
             files => Places::Files(files),
@@ -195,6 +207,7 @@ impl LabelledRows {
             source: source.to_owned(),
             places: Places::From(1),
             bad_rows: BadRows::Stop,
+            is_piece: false,
         }
     }
 
@@ -343,7 +356,22 @@ impl LabelledRows {
         only(&mut self.nodes, &keep);
         let kept = self.rows().zip(&keep).filter(|(_, keep)| **keep).flat_map(|(row, _)| row).copied().collect();
         self.inputs = kept;
-        self.check_some_left()
+        if self.is_piece { Ok(()) } else { self.check_some_left() }
+    }
+
+    /// Takes rows out, or refuses the file, with a number that is no value of the type of the model's input.
+    ///
+    /// # Errors
+    /// The row, or that no row is left.
+    pub fn leave_out_not_held(&mut self, element: ElementType) -> Result<(), FileError> {
+        let mut bad = Vec::new();
+        for (row, values) in self.rows().enumerate() {
+            if let Some(value) = values.iter().find(|value| !element.holds(**value)) {
+                let problem = format!("holds {value}, but the model takes {}", element.name());
+                bad.push((row, self.row_error(row, problem)));
+            }
+        }
+        self.leave_out(bad)
     }
 
     /// Takes rows with NaN or infinity out, or refuses the file; `what` names the values in the message.
@@ -373,12 +401,7 @@ impl LabelledRows {
     /// # Errors
     /// That no row is left, with the first reason.
     pub(super) fn check_some_left(&self) -> Result<(), FileError> {
-        if !self.inputs.is_empty() {
-            return Ok(());
-        }
-        let first = self.skipped.first.first().map(String::as_str).unwrap_or_default();
-        let problem = format!("no row is left: all {} were left out, the first for this: {first}", self.skipped.count);
-        Err(FileError::File { path: self.source.clone(), problem })
+        if self.inputs.is_empty() { Err(self.skipped.none_left(&self.source)) } else { Ok(()) }
     }
 
     /// # Errors

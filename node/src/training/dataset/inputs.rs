@@ -82,9 +82,12 @@ impl Inputs {
 
 impl Filed {
     fn append(&mut self, values: &[f32]) -> Result<(), TrainingError> {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::End(0)).and_then(|_| file.write_all(&bytes)).map_err(failed)?;
+        file.seek(SeekFrom::End(0)).map_err(failed)?;
+        for part in values.chunks(1 << 16) {
+            let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_ne_bytes()).collect();
+            file.write_all(&bytes).map_err(failed)?;
+        }
         self.len += values.len();
         Ok(())
     }

@@ -54,6 +54,7 @@ pub(super) fn step<B: Backend>(
     *values = B::float_sub(values.clone(), step);
 }
 
+/// The norm is summed in the device's single precision: where it overflows, the step is nothing.
 pub(super) fn clip<B: Backend>(gradients: &mut [Option<Tensor<B>>], limit: f32) {
     let squares = |slope: &Tensor<B>| B::float_sum(B::float_mul(slope.clone(), slope.clone()));
     let Some(sum) = gradients.iter().flatten().map(squares).reduce(|sum, one| B::float_add(sum, one)) else { return };

@@ -7,12 +7,15 @@ fn on_cpu(values: &[f32]) -> PlainTensor {
     tensor::<Plain>(values.to_vec(), &[values.len()], Precision::Single).unwrap()
 }
 
+/// The rate's factor and the gradient at these values, or the end.
+type Slopes<'a> = &'a mut dyn FnMut(&[f32]) -> Option<(f32, Vec<f32>)>;
+
 /// Takes steps from these values, one for each gradient and factor of the rate, in place and by operations: the two agree.
 fn stepped(
     (optimizer, proximal_mu): (Optimizer, f32),
     values: &[f32],
     (start, correction): (Option<&[f32]>, Option<&[f32]>),
-    gradients: &mut dyn FnMut(&[f32]) -> Option<(f32, Vec<f32>)>,
+    gradients: Slopes<'_>,
 ) -> Vec<f32> {
     let (mut in_place, mut by_operations) = (on_cpu(values), on_cpu(values));
     let (mut one, mut other) =

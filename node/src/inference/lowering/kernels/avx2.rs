@@ -182,7 +182,7 @@ unsafe fn scaled(sums: [__m256i; 2], range: Range, scale: *const f32) -> [__m256
 
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn store_codes(out: *mut u8, sums: [__m256i; 2], columns: usize, range: Range, scale: *const f32) {
+pub(super) unsafe fn store_codes(out: *mut u8, sums: [__m256i; 2], columns: usize, range: Range, scale: *const f32) {
     // SAFETY: scale holds 16 values and out `columns`.
     unsafe {
         let words = _mm256_permute4x64_epi64::<0xD8>(words(sums, range, scale));
@@ -225,7 +225,7 @@ unsafe fn store(out: *mut u8, words: __m256i, columns: usize, range: Range) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn store_floats(out: *mut f32, sums: [__m256i; 2], columns: usize, range: Range, scale: *const f32) {
+pub(super) unsafe fn store_floats(out: *mut f32, sums: [__m256i; 2], columns: usize, range: Range, scale: *const f32) {
     // SAFETY: scale holds 16 values and out `columns`.
     unsafe {
         let values = scaled(sums, range, scale);

@@ -1,10 +1,12 @@
-//! The matrix kernel for AVX-512 VNNI: the same blocks as AVX2's, one register for sixteen columns, twelve rows.
-//! Bounds are checked by the callers in `kernels`; layouts are described there.
+//! The matrix kernels for AVX-512 VNNI: one register for sixteen columns, twelve rows; products of 16 bits in the same blocks as
+//! AVX2's, and products of bytes over two blocks at a time. Bounds are checked by the callers in `kernels` and `bytes`; layouts
+//! are described there.
 
 #![allow(unsafe_code, clippy::cast_ptr_alignment)]
 
 use std::arch::x86_64::*;
 
+use super::bytes::{BytePanel, ByteWeights};
 use super::{BLOCK, Panel, Range, Target, Weights};
 
 /// Rows of one block: enough independent sums to hide the latency of `vpdpwssd`.
@@ -129,6 +131,100 @@ unsafe fn store(target: &mut Target<'_>, at: usize, sum: __m512i, columns: usize
             }
             Target::Floats(out, range) => {
                 _mm512_mask_storeu_ps(out.as_mut_ptr().add(at), mask, clamped(range));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As `bytes::multiply` asserts; the CPU has AVX-512 F, BW, VL and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn multiply_bytes(
+    panel: BytePanel<'_>,
+    weights: &ByteWeights,
+    mut target: Target<'_>,
+    stride: usize,
+) {
+    let blocks = weights.columns.div_ceil(BLOCK);
+    let mut block = 0;
+    while block < blocks {
+        // One row alone has no other sums to hide the latency behind: it takes more columns.
+        let wide = match (panel.rows, blocks - block) {
+            (1, 4..) => 4,
+            (_, 2..) => 2,
+            _ => 1,
+        };
+        let mut row = 0;
+        while row < panel.rows {
+            let left = panel.rows - row;
+            // SAFETY: `wide` blocks and the tile's rows are left; the caller checked weights, rows and the output.
+            unsafe {
+                macro_rules! tile {
+                    ($rows:literal, $wide:literal) => {{
+                        byte_tile::<$rows, $wide>(panel, weights, &mut target, stride, row, block);
+                        row += $rows;
+                    }};
+                }
+                match (left, wide) {
+                    (_, 4) => tile!(1, 4),
+                    (12.., 2) => tile!(12, 2),
+                    (8.., 2) => tile!(8, 2),
+                    (4.., 2) => tile!(4, 2),
+                    (2.., 2) => tile!(2, 2),
+                    (_, 2) => tile!(1, 2),
+                    (12.., _) => tile!(12, 1),
+                    (4.., _) => tile!(4, 1),
+                    _ => tile!(1, 1),
+                }
+            }
+        }
+        block += wide;
+    }
+}
+
+/// `M` rows by `N` blocks of columns.
+///
+/// # Safety
+/// As [`multiply_bytes`]; rows `row..row + M` and blocks `block..block + N` are there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn byte_tile<const M: usize, const N: usize>(
+    panel: BytePanel<'_>,
+    weights: &ByteWeights,
+    target: &mut Target<'_>,
+    stride: usize,
+    row: usize,
+    block: usize,
+) {
+    let size = weights.fours * BLOCK * 4;
+    // SAFETY: the caller's promise bounds every access.
+    unsafe {
+        let a = panel.values.as_ptr().add(row * panel.stride);
+        let b = weights.data.as_ptr().add(block * size);
+        let bias = weights.bias.as_ptr().add(block * BLOCK);
+        let mut sums = [[_mm512_setzero_si512(); N]; M];
+        for n in 0..N {
+            let bias = _mm512_loadu_si512(bias.add(n * BLOCK).cast());
+            sums.iter_mut().for_each(|sums| sums[n] = bias);
+        }
+        for four in 0..weights.fours {
+            let mut columns = [_mm512_setzero_si512(); N];
+            for (n, columns) in columns.iter_mut().enumerate() {
+                *columns = _mm512_loadu_si512(b.add(n * size + four * 64).cast());
+            }
+            for (m, sums) in sums.iter_mut().enumerate() {
+                let codes = _mm512_set1_epi32(a.add(m * panel.stride + four * 4).cast::<i32>().read_unaligned());
+                for (sum, columns) in sums.iter_mut().zip(columns) {
+                    *sum = _mm512_dpbusd_epi32(*sum, codes, columns);
+                }
+            }
+        }
+        for n in 0..N {
+            let first = (block + n) * BLOCK;
+            let scale = _mm512_loadu_ps(weights.multiplier.as_ptr().add(first));
+            let columns = (weights.columns - first).min(BLOCK);
+            for (m, sums) in sums.iter().enumerate() {
+                store(target, (row + m) * stride + first, sums[n], columns, scale);
             }
         }
     }

@@ -2,7 +2,8 @@
 //! time. The only unsafe code of the node lives in this module; what is computed, and in which order, is `steps`' matter.
 //!
 //! Activations are u8 codes. Products are exact: operands are widened to 16 bits and summed in 32 (`vpmaddwd`, and
-//! `vpdpwssd` with AVX-512 VNNI), because `vpmaddubsw` saturates its 16-bit sums. So every CPU gives the same bits.
+//! `vpdpwssd` with AVX-512 VNNI), because `vpmaddubsw` saturates its 16-bit sums; or bytes are multiplied as they are (`bytes`), where
+//! the CPU sums their products in 32 bits. So every CPU gives the same bits.
 
 #![allow(unsafe_code)]
 
@@ -10,6 +11,9 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
+pub(super) mod bytes;
 pub(super) mod elementwise;
 mod scalar;
 #[cfg(test)]
@@ -27,6 +31,8 @@ pub(crate) enum Isa {
     Portable,
     /// 256-bit vectors.
     Avx2,
+    /// 256-bit vectors with products of bytes.
+    AvxVnni,
     /// 512-bit vectors with VNNI.
     Avx512Vnni,
 }
@@ -44,6 +50,9 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
             all.push(Isa::Avx2);
+            if is_x86_feature_detected!("avxvnni") {
+                all.push(Isa::AvxVnni);
+            }
             if ["avx512f", "avx512bw", "avx512vl", "avx512vnni"].iter().all(|feature| match *feature {
                 "avx512f" => is_x86_feature_detected!("avx512f"),
                 "avx512bw" => is_x86_feature_detected!("avx512bw"),
@@ -56,11 +65,17 @@ impl Isa {
         all
     }
 
+    /// Whether it multiplies bytes without widening them (`bytes`).
+    pub(crate) fn multiplies_bytes(self) -> bool {
+        matches!(self, Isa::AvxVnni | Isa::Avx512Vnni)
+    }
+
     /// As reports name it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avx-vnni",
             Isa::Avx512Vnni => "avx512-vnni",
         }
     }
@@ -171,7 +186,7 @@ pub(crate) fn multiply(isa: Isa, panel: Panel<'_>, weights: &Weights, target: Ta
         // SAFETY: the CPU has the features (only `Isa::available` makes these values), and the assertions above
         // bound every access: rows × row values, blocks × pairs × 32 weights, (rows - 1) × stride + columns results.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::multiply(panel, weights, target, stride) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::multiply(panel, weights, target, stride) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni => unsafe { avx512::multiply(panel, weights, target, stride) },
@@ -187,7 +202,7 @@ pub(crate) fn sums(isa: Isa, panel: Panel<'_>, weights: &Weights, block: usize, 
     match isa {
         // SAFETY: the CPU has the features, and the assertions above bound every access.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::block_sums(panel, weights, block, out) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::block_sums(panel, weights, block, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni => unsafe { avx512::block_sums(panel, weights, block, out) },
@@ -207,7 +222,7 @@ pub(crate) fn widen(isa: Isa, from: &[u8], step: usize, rows: usize, len: usize,
     match isa {
         // SAFETY: the CPU has AVX2; whole blocks of 16 end before len + 16 in each row, which both slices have.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512Vnni => unsafe { avx2::widen(from, step, rows, len, to, stride) },
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => unsafe { avx2::widen(from, step, rows, len, to, stride) },
         _ => {
             for row in 0..rows {
                 for (to, from) in to[row * stride..][..len].iter_mut().zip(&from[row * step..]) {
@@ -303,7 +318,7 @@ pub(crate) fn depthwise(
         // SAFETY: the CPU has AVX2; each tap has blocks × 16 bytes from each pixel on, and whole blocks of results are
         // written only where `out` has place.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512Vnni => unsafe {
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => unsafe {
             match pairs {
                 5 => avx2::depthwise::<5>(taps, step, pixels, weights, range, out),
                 13 => avx2::depthwise::<13>(taps, step, pixels, weights, range, out),
@@ -323,7 +338,7 @@ pub(crate) fn winograd_input(isa: Isa, pixels: &[&[u8]; 16], channels: usize, st
     match isa {
         // SAFETY: the CPU has AVX2, and the assertions above bound every whole vector.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512Vnni => unsafe { avx2::winograd_input(pixels, channels, step, to) },
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => unsafe { avx2::winograd_input(pixels, channels, step, to) },
         _ => scalar::winograd_input(pixels, channels, step, to),
     }
 }
@@ -342,7 +357,9 @@ pub(crate) fn winograd_output(
     match isa {
         // SAFETY: the CPU has AVX2, and the assertion above bounds every access.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512Vnni => unsafe { avx2::winograd_output(sums, step, bias, multiplier, range, to) },
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => unsafe {
+            avx2::winograd_output(sums, step, bias, multiplier, range, to);
+        },
         _ => scalar::winograd_output(sums, step, bias, multiplier, range, to),
     }
 }

@@ -55,6 +55,46 @@ proptest! {
     }
 
     #[test]
+    fn products_of_bytes_equal_those_of_widened_values(
+        rows in 1usize..30, depth in 1usize..80, columns in 1usize..90, extra in 0usize..9, seed: u64, zero: u8, low: u8,
+        high: u8, scale in 1e-5f32..0.1,
+    ) {
+        let mut next = noise(seed);
+        // Rows lie side by side: what is read behind one meets weights of zero.
+        let stride = depth + extra;
+        let values: Vec<u8> = (0..rows * stride + SLACK).map(|_| next() as u8).collect();
+        let bias: Vec<i32> = (0..columns).map(|_| (next() % 20_000) as i32 - 10_000).collect();
+        let multiplier: Vec<f32> = (0..columns).map(|_| scale * (1.0 + (next() % 100) as f32)).collect();
+        let table: Vec<i16> = (0..columns * depth).map(|_| (next() % 256) as i16 - 128).collect();
+        let at = |c: usize, k: usize| table[c * depth + k];
+        let range = range(zero, low, high);
+        let width = columns + extra;
+        let even = depth.next_multiple_of(2);
+        let mut wide = vec![0i16; rows * even];
+        for (row, wide) in wide.chunks_exact_mut(even).enumerate() {
+            wide.iter_mut().zip(&values[row * stride..][..depth]).for_each(|(to, from)| *to = i16::from(*from));
+        }
+        let weights = Weights::pack(columns, depth, at, &bias, &multiplier);
+        let panel = Panel { values: &wide, stride: even, rows };
+        let mut expected = vec![0u8; rows * width];
+        multiply(Isa::Portable, panel, &weights, Target::Codes(&mut expected, range), width);
+        let free = Range { zero: 0, low: f32::NEG_INFINITY, high: f32::INFINITY };
+        let mut floats = vec![0f32; rows * width];
+        multiply(Isa::Portable, panel, &weights, Target::Floats(&mut floats, free), width);
+        let weights = bytes::ByteWeights::pack(columns, depth, at, &bias, &multiplier).unwrap();
+        let panel = bytes::BytePanel { values: &values, stride, rows };
+        for isa in Isa::available() {
+            let mut found = vec![0u8; rows * width];
+            bytes::multiply(isa, panel, &weights, Target::Codes(&mut found, range), width);
+            prop_assert_eq!(&found, &expected, "{}", isa.name());
+            let mut found = vec![0f32; rows * width];
+            bytes::multiply(isa, panel, &weights, Target::Floats(&mut found, free), width);
+            prop_assert_eq!(&found, &floats, "{}", isa.name());
+        }
+        prop_assert!(bytes::ByteWeights::pack(1, 1, |_, _| 128, &[0], &[1.0]).is_none());
+    }
+
+    #[test]
     fn depthwise_kernels_equal_the_reference(
         channels in 1usize..70, taps in 1usize..27, step in 0usize..50, pixels in 1usize..5, seed: u64, zero: u8,
         low: u8, high: u8, scale in 1e-5f32..0.1,

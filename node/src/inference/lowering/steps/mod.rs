@@ -9,7 +9,7 @@ mod pool;
 mod tests;
 pub(super) mod winograd;
 
-pub(super) use conv::{Conv, Output};
+pub(super) use conv::{Conv, Output, Packed};
 pub(super) use depthwise::Depthwise;
 pub(super) use mix::{Concat, Permute, Product, Sum};
 pub(super) use pool::{AveragePool, MaxPool};

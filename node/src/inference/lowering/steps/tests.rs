@@ -55,21 +55,26 @@ proptest! {
     #[test]
     fn convolutions_equal_plain_loops(
         mut window in window(), groups in 1usize..4, columns in 1usize..20, batch in 1usize..4, seed: u64, zero: u8,
+        narrow: bool,
     ) {
         let mut next = noise(seed);
         let per = window.c;
         window.c *= groups;
         let depth = window.taps() * per;
         let x = codes(batch * window.input_len(), &mut next);
-        let table: Vec<i16> = (0..groups * columns * depth).map(|_| (next() % 511) as i16 - 255).collect();
+        let reach = if narrow { 128 } else { 255 };
+        let table: Vec<i16> = (0..groups * columns * depth).map(|_| (next() % (2 * reach)) as i16 - reach as i16).collect();
         let bias: Vec<i32> = (0..groups * columns).map(|_| (next() % 4000) as i32 - 2000).collect();
         let multiplier: Vec<f32> = (0..groups * columns).map(|_| 1e-4 * (1.0 + (next() % 50) as f32)).collect();
         let range = Range { zero: 100, low: -100.0, high: 155.0 };
-        let weights = (0..groups).map(|g| {
-            let part = g * columns..(g + 1) * columns;
-            Weights::pack(columns, depth, |c, k| table[(g * columns + c) * depth + k], &bias[part.clone()], &multiplier[part])
-        });
-        let conv = Conv { window, groups: weights.collect(), padding: zero, output: Output::Codes(range) };
+        let packed = |isa: Isa| {
+            let weights = (0..groups).map(|g| {
+                let part = g * columns..(g + 1) * columns;
+                let at = |c: usize, k: usize| table[(g * columns + c) * depth + k];
+                Packed::pack(isa, columns, depth, at, &bias[part.clone()], &multiplier[part])
+            });
+            Conv { window, groups: weights.collect(), padding: zero, output: Output::Codes(range) }
+        };
         let mut expected = Vec::new();
         for image in 0..batch {
             for (oy, ox) in (0..window.out[0]).flat_map(|y| (0..window.out[1]).map(move |x| (y, x))) {
@@ -86,9 +91,11 @@ proptest! {
                 }
             }
         }
-        for isa in Isa::available() {
+        // Those that were packed as bytes also run in plain Rust.
+        let all = Isa::available().into_iter().map(|isa| (isa, isa)).chain([(Isa::Avx512Vnni, Isa::Portable)]);
+        for (form, isa) in all {
             let mut y = vec![0; expected.len()];
-            conv.run(isa, &x, batch, Results::Codes(&mut y), &mut Vec::new());
+            packed(form).run(isa, &x, batch, Results::Codes(&mut y), &mut Default::default());
             prop_assert_eq!(&y, &expected, "{}", isa.name());
         }
     }
@@ -144,9 +151,9 @@ proptest! {
         let multiplier: Vec<f32> = (0..columns).map(|_| 1e-4 * (1.0 + (next() % 5) as f32)).collect();
         let range = Range { zero: 100, low: -100.0, high: 155.0 };
         let weights = Weights::pack(columns, depth, |c, k| table[c * depth + k], &bias, &multiplier);
-        let conv = Conv { window, groups: vec![weights], padding: zero, output: Output::Codes(range) };
+        let conv = Conv { window, groups: vec![Packed::Words(weights)], padding: zero, output: Output::Codes(range) };
         let mut expected = vec![0; batch * window.pixels() * columns];
-        conv.run(Isa::Portable, &x, batch, Results::Codes(&mut expected), &mut Vec::new());
+        conv.run(Isa::Portable, &x, batch, Results::Codes(&mut expected), &mut Default::default());
         let winograd = Winograd::new(window, |column, k| table[column * depth + k], &bias, &multiplier, zero, range).unwrap();
         for isa in Isa::available() {
             let mut y = vec![0; expected.len()];
