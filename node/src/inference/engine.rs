@@ -51,7 +51,7 @@ enum Runner {
 pub struct EngineReport {
     /// `int8 program` or `tract`.
     pub runner: &'static str,
-    /// Kernels that the program runs on: `portable`, `avx2` or `avx512-vnni`; empty for tract.
+    /// Kernels that the program runs on: `portable`, `avx2`, `avx-vnni` or `avx512-vnni`; empty for tract.
     pub kernels: &'static str,
     /// How many steps of each kind the program has; empty for tract.
     pub steps: BTreeMap<&'static str, usize>,
