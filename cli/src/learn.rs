@@ -135,6 +135,7 @@ pub(crate) struct Train {
 impl Train {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let model = Model::from_path(&self.file).with_context(|| self.file.display().to_string())?;
+        let device = self.device.check()?;
         let resources = Resources { threads: self.threads, device: self.device };
         let plan = plan(self.task.as_deref(), resources)?;
         let Parts { training: data, held_out, .. } =
@@ -174,7 +175,7 @@ impl Train {
         if self.json {
             return output::json(&serde_json::json!({
                 "file": self.out, "digest": trained.digest(), "examples": outcome.examples, "steps": outcome.steps,
-                "epoch_losses": losses, "seconds": seconds,
+                "epoch_losses": losses, "seconds": seconds, "device": device,
                 "test_before": before.map(evaluation_json), "test_after": after.map(evaluation_json),
             }));
         }
@@ -186,7 +187,8 @@ impl Train {
                 println!("{when:<10}  {}", evaluation_line(&evaluation));
             }
         }
-        println!("{}: {} examples, {} steps, {seconds:.1} s", self.out.display(), outcome.examples, outcome.steps);
+        let (out, examples, steps) = (self.out.display(), outcome.examples, outcome.steps);
+        println!("{out}: {examples} examples, {steps} steps, {seconds:.1} s on {device}");
         Ok(())
     }
 }

@@ -136,12 +136,13 @@ fn fact(input: &TensorSignature, symbols: &SymbolScope) -> InferenceFact {
         None => TDim::from(symbols.sym("fedge_batch")),
     };
     let dims: Vec<TDim> = std::iter::once(batch).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
-    InferenceFact::dt_shape(datum_type(input), dims)
+    input_fact(input, dims)
 }
 
-/// tract's name for the type of a model's input, which is one that is held as float32.
-pub fn datum_type(input: &TensorSignature) -> DatumType {
-    match input.element {
+/// tract's name for a type; none for those that it does not carry.
+pub fn datum_type(element: ElementType) -> Option<DatumType> {
+    Some(match element {
+        ElementType::Bool => DatumType::Bool,
         ElementType::Uint8 => DatumType::U8,
         ElementType::Uint16 => DatumType::U16,
         ElementType::Uint32 => DatumType::U32,
@@ -150,8 +151,16 @@ pub fn datum_type(input: &TensorSignature) -> DatumType {
         ElementType::Int16 => DatumType::I16,
         ElementType::Int32 => DatumType::I32,
         ElementType::Int64 => DatumType::I64,
-        _ => DatumType::F32,
-    }
+        ElementType::Fp16 => DatumType::F16,
+        ElementType::Fp32 => DatumType::F32,
+        ElementType::Fp64 => DatumType::F64,
+        ElementType::Bf16 => return None,
+    })
+}
+
+/// The input of a model whose samples are held as float32, for tract: `dims` are the batch and a sample's.
+pub fn input_fact(input: &TensorSignature, dims: Vec<TDim>) -> InferenceFact {
+    InferenceFact::dt_shape(datum_type(input.element).unwrap_or(DatumType::F32), dims)
 }
 
 /// Samples that are held as float32, as the model takes them. Refused: a number that its type does not hold.
@@ -162,7 +171,7 @@ pub fn typed(samples: Tensor, input: &TensorSignature) -> TractResult<Tensor> {
     if let Some(value) = samples.to_plain_array_view::<f32>()?.iter().find(|value| !input.element.holds(**value)) {
         bail!("{value} is no {}, which its input {:?} takes", input.element.name(), crate::error::shorten(&input.name));
     }
-    Ok(samples.cast_to_dt(datum_type(input))?.into_owned())
+    Ok(samples.cast_to_dt(datum_type(input.element).unwrap_or(DatumType::F32))?.into_owned())
 }
 
 fn load(proto: pb::ModelProto, input: &TensorSignature) -> TractResult<Arc<TypedRunnableModel>> {

@@ -7,13 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use fedge_models::float::{MAX_VALUE_LEN, check_sizes, datum_type, typed};
+use fedge_models::float::{MAX_VALUE_LEN, check_sizes, input_fact, typed};
 use fedge_models::mending::mended;
 use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
 use tract_onnx::data_resolver::ModelDataResolver;
 use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec};
-use tract_onnx::tract_hir::infer::InferenceFact;
 use tract_onnx::tract_hir::internal::{IntoRunnable, TDim};
 
 /// tract refused a model, failed in it, or gave something else than the model's signature says.
@@ -222,7 +221,7 @@ fn plan(
         None => TDim::from(model.symbols.sym("fedge_batch")),
     };
     let dims: Vec<TDim> = std::iter::once(dim).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
-    let model = model.with_input_fact(0, InferenceFact::dt_shape(datum_type(input), dims))?.into_typed()?;
+    let model = model.with_input_fact(0, input_fact(input, dims))?.into_typed()?;
     let largest = check_sizes(&model)?;
     let most = batch.unwrap_or((MAX_VALUE_LEN / largest.max(1)).max(1));
     Ok((model.into_optimized()?.into_runnable()?, most))

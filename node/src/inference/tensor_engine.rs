@@ -4,14 +4,12 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use fedge_models::float::{check_growth, check_sizes};
+use fedge_models::float::{check_growth, check_sizes, datum_type};
 use fedge_models::mending::mended;
 use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
 use prost::bytes::Bytes;
-use tract_onnx::prelude::{
-    DatumType, Framework, InferenceModelExt, TValue, TVec, Tensor, TractResult, TypedRunnableModel,
-};
+use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, TVec, Tensor, TractResult, TypedRunnableModel};
 use tract_onnx::tract_hir::internal::{IntoRunnable, bail};
 
 use super::engine::{EngineError, NoExternalData, caught};
@@ -32,7 +30,7 @@ impl TensorEngine {
     ) -> Result<TensorEngine, EngineError> {
         let refused = |problem: String| EngineError { action: "load", problem };
         for (role, signature) in inputs.iter().map(|s| ("input", s)).chain(outputs.iter().map(|s| ("output", s))) {
-            if datum(signature.element).is_none() {
+            if datum_type(signature.element).is_none() {
                 let element = signature.element.name();
                 return Err(refused(format!(
                     "its {role} {:?} is {element}, which tract does not carry",
@@ -70,26 +68,8 @@ impl TensorEngine {
     }
 }
 
-fn datum(element: ElementType) -> Option<DatumType> {
-    Some(match element {
-        ElementType::Bool => DatumType::Bool,
-        ElementType::Uint8 => DatumType::U8,
-        ElementType::Uint16 => DatumType::U16,
-        ElementType::Uint32 => DatumType::U32,
-        ElementType::Uint64 => DatumType::U64,
-        ElementType::Int8 => DatumType::I8,
-        ElementType::Int16 => DatumType::I16,
-        ElementType::Int32 => DatumType::I32,
-        ElementType::Int64 => DatumType::I64,
-        ElementType::Fp16 => DatumType::F16,
-        ElementType::Fp32 => DatumType::F32,
-        ElementType::Fp64 => DatumType::F64,
-        ElementType::Bf16 => return None,
-    })
-}
-
 fn tensor(data: &TensorData) -> TractResult<TValue> {
-    let Some(datum) = datum(data.element) else { bail!("tract carries no {}", data.element.name()) };
+    let Some(datum) = datum_type(data.element) else { bail!("tract carries no {}", data.element.name()) };
     let mut tensor = Tensor::zero_dt(datum, &data.shape)?;
     let bytes = tensor.as_bytes_mut();
     if bytes.len() != data.data.len() {
@@ -102,7 +82,7 @@ fn tensor(data: &TensorData) -> TractResult<TValue> {
 }
 
 fn data(result: &Tensor, element: ElementType) -> TractResult<TensorData> {
-    let Some(wanted) = datum(element) else { bail!("tract carries no {}", element.name()) };
+    let Some(wanted) = datum_type(element) else { bail!("tract carries no {}", element.name()) };
     // Shapes come as symbolic dimensions, and quantized numbers as such.
     let cast = result.cast_to_dt(wanted)?;
     let mut bytes = cast.as_bytes().to_vec();

@@ -5,7 +5,7 @@ use std::io::{BufRead, Read};
 use std::path::Path;
 
 use super::rows::Pieces;
-use super::{FileError, LabelledRows, MAX_FILE_BYTES, MAX_VALUES, RowLabel, shorten};
+use super::{FileError, LabelledRows, MAX_FILE_BYTES, RowLabel, shorten};
 
 /// Most columns of a row.
 const MAX_COLUMNS: usize = 1 << 20;
@@ -76,23 +76,7 @@ pub(super) fn read(
                 found
             }
         };
-        let rows = &mut pieces.rows;
-        if rows.inputs.len() + rows.sample_len > MAX_VALUES {
-            return Err(file_error(format!("holds more than {MAX_VALUES} values; split it into several files")));
-        }
-        let (values, labels, nodes) = (rows.inputs.len(), rows.labels.len(), rows.nodes.len());
-        match take(path, row, known, &record, rows) {
-            Ok(()) => {
-                pieces.places.push(row);
-                pieces.added()?;
-            }
-            Err(error) => {
-                rows.inputs.truncate(values);
-                rows.labels.truncate(labels);
-                rows.nodes.truncate(nodes);
-                pieces.refuse(error)?;
-            }
-        }
+        pieces.take(row, |rows| take(path, row, known, &record, rows))?;
     }
     pieces.finish(file_error("holds no rows of samples; it needs at least one".to_owned()))
 }

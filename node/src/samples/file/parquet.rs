@@ -71,23 +71,7 @@ fn read_rows<R: ChunkReader + 'static>(
     let columns = columns(path, metadata.file_metadata().schema(), wanted)?;
     for (index, row) in file.get_row_iter(None).map_err(unreadable)?.enumerate() {
         let row = row.map_err(|problem| row_error(path, index, format!("cannot be read: {problem}")))?;
-        let rows = &mut pieces.rows;
-        let (values, labels, nodes) = (rows.inputs.len(), rows.labels.len(), rows.nodes.len());
-        match take(path, index, &columns, row, wanted, rows) {
-            Ok(()) if rows.inputs.len() > MAX_VALUES => {
-                return Err(refused(path, format!("holds more than {MAX_VALUES} values; split it into several files")));
-            }
-            Ok(()) => {
-                pieces.places.push(index + 1);
-                pieces.added()?;
-            }
-            Err(error) => {
-                rows.inputs.truncate(values);
-                rows.labels.truncate(labels);
-                rows.nodes.truncate(nodes);
-                pieces.refuse(error)?;
-            }
-        }
+        pieces.take(index + 1, |rows| take(path, index, &columns, row, wanted, rows))?;
     }
     pieces.finish(refused(path, "holds no rows of samples; it needs at least one"))
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fedge_models::ElementType;
 
-use super::FileError;
+use super::{FileError, MAX_VALUES};
 
 /// A label as the file gives it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -125,7 +125,7 @@ pub(super) struct Pieces<'a> {
     /// The rows that were read since the last piece.
     pub rows: LabelledRows,
     /// Their places in the file.
-    pub places: Vec<usize>,
+    places: Vec<usize>,
     /// Where the rows come from in turn, in place of `places`.
     pub files: Vec<PathBuf>,
     /// Values of a piece, about.
@@ -143,6 +143,35 @@ impl<'a> Pieces<'a> {
         each: &'a mut dyn FnMut(LabelledRows) -> Result<(), FileError>,
     ) -> Pieces<'a> {
         Pieces { rows, places: Vec::new(), files: Vec::new(), most, each, given: 0 }
+    }
+
+    /// Takes the row at this place: `take` adds it to the rows, or says why not, and then nothing of it stays.
+    ///
+    /// # Errors
+    /// The row's, where rows that are wrong stop the reading; too many values for one piece; what the taker says.
+    pub(super) fn take(
+        &mut self,
+        place: usize,
+        take: impl FnOnce(&mut LabelledRows) -> Result<(), FileError>,
+    ) -> Result<(), FileError> {
+        let rows = &mut self.rows;
+        let (values, labels, nodes) = (rows.inputs.len(), rows.labels.len(), rows.nodes.len());
+        match take(rows) {
+            Ok(()) if rows.inputs.len() > MAX_VALUES => {
+                let problem = format!("holds more than {MAX_VALUES} values; split it into several files");
+                Err(FileError::File { path: rows.source.clone(), problem })
+            }
+            Ok(()) => {
+                self.places.push(place);
+                self.added()
+            }
+            Err(error) => {
+                rows.inputs.truncate(values);
+                rows.labels.truncate(labels);
+                rows.nodes.truncate(nodes);
+                self.refuse(error)
+            }
+        }
     }
 
     /// Hands the rows on if there are enough of them.
