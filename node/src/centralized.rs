@@ -85,11 +85,12 @@ pub fn datasets(model: &Model, path: &Path, options: &DataOptions<'_>) -> Result
     let numbers = !matches!(loss, Loss::CrossEntropy | Loss::BinaryCrossEntropy);
     let floats = numbers || loss == Loss::BinaryCrossEntropy && path.extension().is_some_and(|ending| ending == "npz");
     let reading = ReadOptions { sample_shape: &shape, bad_rows: options.bad_rows };
+    let plain = file::has_plain_labels(path);
     let (mut training, mut held, mut skipped, mut count) = (Vec::new(), Vec::new(), Skipped::default(), 0usize);
     let mut gathering = Gathering::new(shape.clone(), options.held_in_memory);
     let mut take = |mut rows: LabelledRows, targets: RowTargets| -> Result<(), DataError> {
         let targets = match targets {
-            RowTargets::Labels if floats => {
+            RowTargets::Labels if plain && numbers => {
                 rows.check_width(model.input().sample_len())?;
                 Targets::Values { values: rows.numbers()?, shape: Vec::new() }
             }
@@ -116,7 +117,7 @@ pub fn datasets(model: &Model, path: &Path, options: &DataOptions<'_>) -> Result
         options.preprocessing.apply(&mut inputs, &shape);
         Ok(gathering.add(inputs, targets)?)
     };
-    if file::has_plain_labels(path) {
+    if plain {
         let mut problem = None;
         let each = &mut |rows| {
             take(rows, RowTargets::Labels).map_err(|error| {
@@ -209,6 +210,12 @@ mod tests {
         });
         assert!(read(&path, Loss::CrossEntropy).is_err());
         assert_eq!(read(&path, Loss::MeanSquaredError).unwrap().len(), 2);
+        // One integer a row is a class where the decisions are binary too: one of them is right.
+        let (_folder, path) = file("d.npz", |npz| {
+            npz.add_array("x", &images).unwrap();
+            npz.add_array("y", &Array1::from(vec![3i64, 9])).unwrap();
+        });
+        assert_eq!(read(&path, Loss::BinaryCrossEntropy).unwrap().labels(), [3, 9]);
     }
 
     #[test]
