@@ -2,11 +2,12 @@
 //! Runs on the calling thread; `pool` decides which thread that is.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{AutodiffBackend, TensorMetadata};
-use fedge_models::{Layout, Model, Selection, Weights};
+use fedge_models::{Layout, Model, ParameterSpec, Selection, Weights};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -163,7 +164,7 @@ fn corrections<P: Processor>(
     correction: Option<&[f32]>,
 ) -> Result<Vec<Tensor<P::Plain>>, TrainingError> {
     let Some(values) = correction else { return Ok(Vec::new()) };
-    let of = |(spec, range): (&fedge_models::ParameterSpec, std::ops::Range<usize>)| {
+    let of = |(spec, range): (&ParameterSpec, Range<usize>)| {
         tensor::<P::Plain>(values.get(range).unwrap_or_default().to_vec(), &spec.shape, Precision::Single)
     };
     layout.exchanged().map(of).collect()

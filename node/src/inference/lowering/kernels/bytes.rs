@@ -1,7 +1,7 @@
 //! Products of bytes: u8 codes by i8 weights, four at a time into 32-bit sums (`vpdpbusd`), on processors that have them. Exact:
 //! nothing saturates on the way. Codes need no widening, so that rows are multiplied where they lie.
 
-use super::{BLOCK, Isa, Range, Target, code};
+use super::{BLOCK, Isa, Target};
 
 /// Weights `[columns, depth]` of 8 bits in blocks of [`BLOCK`] columns: for each four depths, 16 columns × 4 values.
 #[derive(Clone, Debug)]
@@ -66,11 +66,7 @@ pub(crate) fn multiply(isa: Isa, panel: BytePanel<'_>, weights: &ByteWeights, ta
     assert!(values.len() >= (rows - 1) * row + weights.fours * 4, "rows are too short");
     assert!(weights.data.len() >= blocks * weights.fours * BLOCK * 4, "weights are too short");
     assert!(weights.bias.len() >= blocks * BLOCK && weights.multiplier.len() >= blocks * BLOCK);
-    let len = match &target {
-        Target::Codes(out, _) => out.len(),
-        Target::Floats(out, _) => out.len(),
-    };
-    assert!(len >= (rows - 1) * stride + weights.columns, "the output is too short");
+    assert!(target.len() >= (rows - 1) * stride + weights.columns, "the output is too short");
     match isa {
         // SAFETY: the CPU has the features (only `Isa::available` makes these values), and the assertions above bound
         // every access: 4 × fours codes from each row on, blocks × fours × 64 weights, the results.
@@ -85,7 +81,6 @@ pub(crate) fn multiply(isa: Isa, panel: BytePanel<'_>, weights: &ByteWeights, ta
 
 /// What the others must equal bit for bit.
 fn reference(panel: BytePanel<'_>, weights: &ByteWeights, mut target: Target<'_>, stride: usize) {
-    let clamped = |value: f32, range: &Range| value.max(range.low).min(range.high);
     for (block, data) in weights.data.chunks_exact(weights.fours * BLOCK * 4).enumerate() {
         let columns = (weights.columns - block * BLOCK).min(BLOCK);
         for r in 0..panel.rows {
@@ -98,12 +93,8 @@ fn reference(panel: BytePanel<'_>, weights: &ByteWeights, mut target: Target<'_>
                 }
             }
             for (column, &sum) in sums.iter().enumerate().take(columns) {
-                let at = r * stride + block * BLOCK + column;
                 let value = sum as f32 * weights.multiplier[block * BLOCK + column];
-                match &mut target {
-                    Target::Codes(out, range) => out[at] = code(value, *range),
-                    Target::Floats(out, range) => out[at] = clamped(value, range),
-                }
+                target.put(r * stride + block * BLOCK + column, value);
             }
         }
     }

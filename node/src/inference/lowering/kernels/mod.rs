@@ -167,6 +167,24 @@ pub(crate) enum Target<'t> {
     Floats(&'t mut [f32], Range),
 }
 
+impl Target<'_> {
+    /// Values that there is place for.
+    fn len(&self) -> usize {
+        match self {
+            Target::Codes(out, _) => out.len(),
+            Target::Floats(out, _) => out.len(),
+        }
+    }
+
+    /// Stores a scaled sum: the reference of what every kernel's epilogue does.
+    fn put(&mut self, at: usize, value: f32) {
+        match self {
+            Target::Codes(out, range) => out[at] = code(value, *range),
+            Target::Floats(out, range) => out[at] = value.max(range.low).min(range.high),
+        }
+    }
+}
+
 /// Multiplies packed rows by all columns. Panics where a slice is shorter than its description: a fault of this crate.
 pub(crate) fn multiply(isa: Isa, panel: Panel<'_>, weights: &Weights, target: Target<'_>, stride: usize) {
     let Panel { values, stride: row, rows } = panel;
@@ -177,11 +195,7 @@ pub(crate) fn multiply(isa: Isa, panel: Panel<'_>, weights: &Weights, target: Ta
     assert!(row >= weights.pairs * 2 && values.len() >= rows * row, "packed rows are too short");
     assert!(weights.data.len() >= blocks * weights.pairs * BLOCK * 2, "weights are too short");
     assert!(weights.bias.len() >= blocks * BLOCK && weights.multiplier.len() >= blocks * BLOCK);
-    let len = match &target {
-        Target::Codes(out, _) => out.len(),
-        Target::Floats(out, _) => out.len(),
-    };
-    assert!(len >= (rows - 1) * stride + weights.columns, "the output is too short");
+    assert!(target.len() >= (rows - 1) * stride + weights.columns, "the output is too short");
     match isa {
         // SAFETY: the CPU has the features (only `Isa::available` makes these values), and the assertions above
         // bound every access: rows × row values, blocks × pairs × 32 weights, (rows - 1) × stride + columns results.

@@ -16,12 +16,8 @@ pub(super) fn multiply(panel: Panel<'_>, weights: &Weights, mut target: Target<'
                 }
             }
             for (column, &sum) in sums.iter().enumerate().take(columns) {
-                let at = r * stride + block * BLOCK + column;
                 let value = sum as f32 * weights.multiplier[block * BLOCK + column];
-                match &mut target {
-                    Target::Codes(out, range) => out[at] = code(value, *range),
-                    Target::Floats(out, range) => out[at] = value.max(range.low).min(range.high),
-                }
+                target.put(r * stride + block * BLOCK + column, value);
             }
         }
     }
