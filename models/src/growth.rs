@@ -4,11 +4,11 @@
 use std::collections::{HashMap, HashSet};
 
 use tract_onnx::Onnx;
-use tract_onnx::prelude::{Datum, Framework, InferenceModelExt, TractResult};
+use tract_onnx::prelude::{Datum, Framework, InferenceModelExt, TractError, TractResult};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact, InferenceModel};
 use tract_onnx::tract_hir::internal::{DimLike, SymbolScope, SymbolValues, TDim, bail};
 
-use crate::model::{sizes::MAX_GROWN, tensor};
+use crate::model::sizes::{self, MAX_GROWN};
 use crate::pb;
 
 /// The graph input's fact in a model's scope of symbols.
@@ -23,32 +23,12 @@ const MAX_NODES: usize = 256;
 /// `input` is the fact of the first input; without it, all are as the file has them.
 pub(crate) fn check(onnx: &Onnx, proto: &pb::ModelProto, input: Option<&InputFact<'_>>) -> TractResult<()> {
     let Some(graph) = &proto.graph else { return Ok(()) };
-    let mut constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
-    // Those whose numbers `model/sizes` has read.
-    let integers = graph.initializer.iter().filter(|tensor| tensor::integers(tensor).is_some());
-    let mut written: HashSet<&str> = integers.map(|tensor| tensor.name.as_str()).collect();
-    let mut looks = 0;
-    for node in &graph.node {
-        let is_constant = |name: &String| name.is_empty() || constants.contains(name.as_str());
-        let constant = matches!(node.op_type.as_str(), "Shape" | "Size") || node.input.iter().all(is_constant);
-        if constant {
-            let sizes = match node.op_type.as_str() {
-                "Expand" | "Tile" => node.input.get(1..).unwrap_or_default(),
-                "ConstantOfShape" | "Range" => node.input.as_slice(),
-                _ => &[],
-            };
-            if sizes.iter().any(|name| !written.contains(name.as_str())) {
-                looks += 1;
-                if looks > MAX_NODES {
-                    bail!("more than {MAX_NODES} constants have computed sizes; fold the constants (onnxsim)");
-                }
-                look(onnx, proto, graph, node, input)?;
-            }
-            constants.extend(node.output.iter().map(String::as_str));
-        }
-        if node.op_type == "Constant" && holds_integers(node) {
-            written.extend(node.output.iter().map(String::as_str));
-        }
+    let computed = sizes::computed(graph)?;
+    if computed.len() > MAX_NODES {
+        bail!("more than {MAX_NODES} constants have computed sizes; fold the constants (onnxsim)");
+    }
+    for (_, node) in graph.node.iter().enumerate().filter(|(index, _)| computed.contains(index)) {
+        look(onnx, proto, graph, node, input)?;
     }
     Ok(())
 }
@@ -98,16 +78,16 @@ fn look(
             (Some(dims), Some(times)) => product(&dims).and_then(|len| len.checked_mul(product(&times)?)),
             _ => None,
         },
-        _ => match (dims(0)?, numbers(1)?.and_then(positive)) {
-            (Some(dims), Some(target)) => {
-                let rank = dims.len().max(target.len());
-                let at = |list: &[usize], axis: usize| {
-                    (axis + list.len()).checked_sub(rank).and_then(|axis| list.get(axis)).copied().unwrap_or(1)
-                };
-                product(&(0..rank).map(|axis| at(&dims, axis).max(at(&target, axis))).collect::<Vec<_>>())
-            }
+        "Expand" => match (dims(0)?, numbers(1)?.and_then(positive)) {
+            (Some(dims), Some(target)) => product(&broadcast(&dims, &target)),
             _ => None,
         },
+        // One number with another of each input's.
+        _ => (0..node.input.len())
+            .try_fold(Some(Vec::new()), |all, slot| {
+                Ok::<_, TractError>(all.zip(dims(slot)?).map(|(all, dims)| broadcast(&all, &dims)))
+            })?
+            .and_then(|dims| product(&dims)),
     };
     match len {
         Some(len) if len <= MAX_GROWN => Ok(()),
@@ -125,12 +105,13 @@ fn look(
     }
 }
 
-/// Whether a Constant's numbers are int64, as sizes are.
-fn holds_integers(node: &pb::NodeProto) -> bool {
-    node.attribute.iter().any(|attribute| match attribute.name.as_str() {
-        "value_int" | "value_ints" => true,
-        _ => attribute.t.as_ref().is_some_and(|tensor| tensor::integers(tensor).is_some()),
-    })
+/// Numpy's rule for two shapes that fit each other.
+fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
+    let rank = a.len().max(b.len());
+    let at = |dims: &[usize], axis: usize| {
+        (axis + dims.len()).checked_sub(rank).and_then(|axis| dims.get(axis)).copied().unwrap_or(1)
+    };
+    (0..rank).map(|axis| at(a, axis).max(at(b, axis))).collect()
 }
 
 fn outlet(model: &InferenceModel, slot: usize) -> TractResult<tract_onnx::prelude::OutletId> {

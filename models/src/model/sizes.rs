@@ -1,7 +1,7 @@
 //! Bounds on what a small file could grow into: constants computed from constants, and window attributes.
 //! Runtimes fold the first while they load. Sizes that depend on the input are checked in `float`, on tract's own shapes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::tensor;
 use crate::operators::attributes;
@@ -9,7 +9,7 @@ use crate::{ModelError, pb};
 
 /// Most elements of a value that is computed from constants: 256 MiB of float32.
 const MAX_FOLDED: usize = 1 << 26;
-/// Most elements of a constant whose size is computed from shapes; `growth` holds it to that.
+/// Most elements of a constant whose size is computed from shapes; `growth` holds those of [`computed`] to that.
 pub(crate) const MAX_GROWN: usize = 1 << 20;
 /// Greatest window, stride, padding or dilation along an axis.
 const MAX_WINDOW: u64 = 1 << 16;
@@ -98,15 +98,24 @@ fn first_integers(tensor: &pb::TensorProto) -> Option<Vec<i64>> {
 
 /// Refuses nodes that could use up memory. The graph's nodes are in order and its tensors checked.
 pub(crate) fn check(graph: &pb::GraphProto) -> Result<(), ModelError> {
+    computed(graph).map(drop)
+}
+
+/// As [`check`]; gives the nodes, by index, that make a constant whose size the file does not write down.
+pub(crate) fn computed(graph: &pb::GraphProto) -> Result<HashSet<usize>, ModelError> {
     let sources = Sources::of(graph);
-    let mut constants: HashMap<&str, Size> = HashMap::new();
+    let (mut constants, mut found): (HashMap<&str, Size>, _) = (HashMap::new(), HashSet::new());
     for initializer in &graph.initializer {
         constants.insert(&initializer.name, Size::Shape(tensor::shape(initializer)?));
     }
-    for node in &graph.node {
+    for (index, node) in graph.node.iter().enumerate() {
         check_windows(node)?;
         check_order(node)?;
         if let Some(size) = folded(node, &sources, &constants)? {
+            let size = size.unwrap_or_else(|grown| {
+                found.insert(index);
+                grown
+            });
             if size.len() > MAX_FOLDED {
                 return Err(ModelError::node(
                     node,
@@ -121,7 +130,7 @@ pub(crate) fn check(graph: &pb::GraphProto) -> Result<(), ModelError> {
             }
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 fn check_windows(node: &pb::NodeProto) -> Result<(), ModelError> {
@@ -152,20 +161,21 @@ fn check_order(node: &pb::NodeProto) -> Result<(), ModelError> {
     ))
 }
 
-/// The size of each of the node's results where all its inputs are constants; `None` where one is not.
+/// The size of each of the node's results where all its inputs are constants; `None` where one is not. What is bounded by
+/// [`MAX_GROWN`] alone is an `Err` inside.
 fn folded(
     node: &pb::NodeProto,
     sources: &Sources<'_>,
     constants: &HashMap<&str, Size>,
-) -> Result<Option<Size>, ModelError> {
+) -> Result<Option<Result<Size, Size>>, ModelError> {
     match node.op_type.as_str() {
-        "Constant" => return constant(node).map(Some),
+        "Constant" => return constant(node).map(|size| Some(Ok(size))),
         // The shape of a list is one number; that of a number is empty.
         "Shape" => {
             let of = node.input.first().and_then(|name| constants.get(name.as_str()));
-            return Ok(Some(Size::List(of.and_then(Size::rank).unwrap_or(MAX_RANK).max(1))));
+            return Ok(Some(Ok(Size::List(of.and_then(Size::rank).unwrap_or(MAX_RANK).max(1)))));
         }
-        "Size" => return Ok(Some(Size::Number)),
+        "Size" => return Ok(Some(Ok(Size::Number))),
         "Pad" => check_pad(node, sources)?,
         _ => {}
     }
@@ -177,31 +187,38 @@ fn folded(
         Some(_) => known(1).unwrap_or_default(),
         None => attributes::ints(node, "axes").to_vec(),
     };
-    Ok(Some(match node.op_type.as_str() {
+    let grown = |size: Size| Ok(Some(Err(size)));
+    let size = match node.op_type.as_str() {
         "Expand" => match (known(1), first()) {
             (Some(target), data) => broadcast(&[&data, &Size::Shape(sized(node, &target)?)]),
-            (None, _) => Size::AtMost(MAX_GROWN),
+            (None, _) => return grown(Size::AtMost(MAX_GROWN)),
         },
         "Tile" => match (known(1), first()) {
             (Some(times), data) => {
                 Size::AtMost(sized(node, &times)?.iter().fold(data.len(), |len, &times| len.saturating_mul(times)))
             }
-            (None, _) => Size::AtMost(MAX_GROWN),
+            (None, _) => return grown(Size::AtMost(MAX_GROWN)),
         },
         "ConstantOfShape" => match known(0) {
             Some(dims) => Size::Shape(sized(node, &dims)?),
-            None if first().rank() == Some(1) && first().len() <= 1 => Size::List(MAX_GROWN),
-            None => Size::AtMost(MAX_GROWN),
+            None if first().rank() == Some(1) && first().len() <= 1 => return grown(Size::List(MAX_GROWN)),
+            None => return grown(Size::AtMost(MAX_GROWN)),
         },
         "Range" => match (known(0).as_deref(), known(1).as_deref(), known(2).as_deref()) {
             (Some([start]), Some([limit]), Some([step])) if *step != 0 => {
                 let count = limit.abs_diff(*start).div_ceil(step.unsigned_abs());
                 Size::List(usize::try_from(count).unwrap_or(usize::MAX))
             }
-            _ => Size::List(MAX_GROWN),
+            _ => return grown(Size::List(MAX_GROWN)),
         },
         "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Pow" | "Max" | "Min" | "Mean" | "Sum" | "And" | "Or" | "Equal"
-        | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "Where" | "PRelu" => broadcast(&inputs),
+        | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "Where" | "PRelu" => match broadcast(&inputs) {
+            // Of inputs that are computed themselves no more is known than that.
+            size if size.len() > MAX_FOLDED && !matches!(size, Size::Shape(_)) => {
+                return grown(Size::AtMost(MAX_GROWN));
+            }
+            size => size,
+        },
         // What is gathered has the shape of the indices in place of the axis.
         "Gather" if first().rank() == Some(1) && inputs.get(1).is_some_and(|size| size.is_flat()) => {
             inputs.get(1).map_or(Size::Number, |size| (*size).clone())
@@ -241,7 +258,8 @@ fn folded(
         | "QuantizeLinear" => first(),
         // All others give at most as many elements as their first input has.
         _ => Size::AtMost(first().len()),
-    }))
+    };
+    Ok(Some(Ok(size)))
 }
 
 fn product(inputs: &[&Size]) -> usize {

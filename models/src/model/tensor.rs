@@ -73,18 +73,6 @@ pub(crate) fn first_float(tensor: &TensorProto) -> Option<f32> {
     raw.or_else(|| tensor.float_data.first().copied())
 }
 
-/// Values of a checked int64 tensor, row-major; `None` for another element type.
-pub(crate) fn integers(tensor: &TensorProto) -> Option<Vec<i64>> {
-    if tensor.data_type != DataType::Int64 as i32 {
-        return None;
-    }
-    if tensor.raw_data.is_empty() {
-        return Some(tensor.int64_data.clone());
-    }
-    let (chunks, _) = tensor.raw_data.as_chunks::<8>();
-    Some(chunks.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect())
-}
-
 /// Names, shapes and classes of a graph's float32 initializers, whose tensors were checked.
 pub(crate) fn layout(graph: &pb::GraphProto) -> Result<Layout, ModelError> {
     let floats = || graph.initializer.iter().filter(|tensor| tensor.data_type == DataType::Float as i32);

@@ -1,18 +1,24 @@
-//! Convolution of images on the CPU, forward and backward: products of matrices over unfolded windows; depthwise
-//! over padded planes, where padding does not outweigh them.
+//! Convolution of images on the CPU, forward and backward, in three ways: depthwise over padded planes, directly where the
+//! windows lie, and by products of matrices over unfolded windows.
 //! Plain numbers in, plain numbers out; how it meets a backend and its tape is in `engine`.
 
 use std::ops::Range;
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 
-use super::number::{Number, sum};
+use super::number::{Number, sum, vectorized};
+use super::spare;
 
 mod depthwise;
+mod direct;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;
+mod unfolded;
 
 use depthwise::{Walk, depthwise, depthwise_back};
+use direct::Field;
+use unfolded::{Scratch, product, product_back};
 
 /// Fewest columns of one product, where the batch has them: narrow products read the weights too often.
 const COLUMNS: usize = 256;
@@ -95,17 +101,34 @@ impl Sizes {
     }
 }
 
+/// How a convolution is computed.
+enum Way<T: Number> {
+    /// Each channel has a filter of its own.
+    Depthwise(Walk),
+    /// Windows read where they lie, with the weights as it takes them.
+    Direct(Field, direct::Weights<T>),
+    /// Products of matrices.
+    Unfolded,
+}
+
 /// The convolution, with a bias for each output where given.
 pub(super) fn forward<T: Number>(s: &Sizes, x: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<T> {
-    let mut out = vec![T::zero(); s.batch * s.outputs * s.plane()];
-    let walk = s.depthwise();
-    let together = if walk.is_some() { 1 } else { s.together() };
+    let mut out = spare::take(s.batch * s.outputs * s.plane());
+    let way = match (s.depthwise(), Field::of::<T>(s)) {
+        (Some(walk), _) => Way::Depthwise(walk),
+        (None, Some(field)) => Way::Direct(field, direct::weights(s, weight)),
+        (None, None) => Way::Unfolded,
+    };
+    let together = if matches!(way, Way::Unfolded) { s.together() } else { 1 };
     out.par_chunks_mut((together * s.outputs * s.plane()).max(1))
         .zip(x.par_chunks((together * s.channels * s.image()).max(1)))
         .for_each_init(Scratch::default, |scratch, (out, x)| {
-            match &walk {
-                Some(walk) => depthwise(s, walk, x, weight, out),
-                None => product(s, x, weight, out, scratch),
+            match &way {
+                Way::Depthwise(walk) => depthwise(s, walk, x, weight, out),
+                Way::Direct(field, weights) => {
+                    return direct::correlate(field, x, weights, bias, out, &mut scratch.columns);
+                }
+                Way::Unfolded => product(s, x, weight, out, scratch),
             }
             if let Some(bias) = bias {
                 for (plane, bias) in out.chunks_mut(s.plane()).zip(bias.iter().cycle()) {
@@ -126,11 +149,18 @@ pub(super) fn backward<T: Number>(
     (want_x, want_weight): (bool, bool),
 ) -> (Option<Vec<T>>, Option<Vec<T>>) {
     let walk = s.depthwise();
-    let together = if walk.is_some() { 1 } else { s.together() };
+    let (forth, back) = if walk.is_some() { (None, None) } else { (Field::of::<T>(s), Field::back::<T>(s)) };
+    let back = back.filter(|_| want_x).map(|field| (field, direct::weights_back(s, weight)));
+    let forth = forth.filter(|_| want_weight);
+    // What is left to products of matrices.
+    let (unfold_x, unfold_weight) = (want_x && back.is_none(), want_weight && forth.is_none());
+    let together = if walk.is_some() || !(unfold_x || unfold_weight) { 1 } else { s.together() };
     let threads = rayon::current_num_threads().max(1);
     let samples = s.batch.div_ceil(together).div_ceil(threads) * together;
     let (image, plane) = (s.channels * s.image(), s.outputs * s.plane());
-    let mut gradient = if want_x { vec![T::zero(); x.len()] } else { Vec::new() };
+    // Products add to what is there; the other ways write all of it.
+    let len = if want_x { x.len() } else { 0 };
+    let mut gradient = if unfold_x && walk.is_none() { spare::zeros(len) } else { spare::take(len) };
     let mut parts: Vec<&mut [T]> = gradient.chunks_mut((samples * image).max(1)).collect();
     parts.resize_with(s.batch.div_ceil(samples.max(1)), Default::default);
     let sums: Vec<Vec<T>> = parts
@@ -138,22 +168,39 @@ pub(super) fn backward<T: Number>(
         .zip(x.par_chunks((samples * image).max(1)))
         .zip(slope.par_chunks((samples * plane).max(1)))
         .map(|((gradient, x), slope)| {
-            let mut sum = if want_weight { vec![T::zero(); weight.len()] } else { Vec::new() };
+            let mut sum = if want_weight { spare::zeros(weight.len()) } else { Vec::new() };
             let mut scratch = Scratch::default();
+            let (mut of_x, mut of_slope, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
             let mut gradients = gradient.chunks_mut((together * image).max(1));
             for (x, slope) in x.chunks(together * image).zip(slope.chunks(together * plane)) {
-                let gradient = gradients.next();
-                let sum = want_weight.then_some(&mut sum[..]);
-                match &walk {
-                    Some(walk) => depthwise_back(s, walk, (x, weight, slope), gradient, sum),
-                    None => product_back(s, (x, weight, slope), gradient, sum, &mut scratch),
+                let mut gradient = gradients.next();
+                let mut sum = want_weight.then_some(&mut sum[..]);
+                if let Some(walk) = &walk {
+                    depthwise_back(s, walk, (x, weight, slope), gradient, sum);
+                    continue;
+                }
+                let pairs = x.chunks(image).zip(slope.chunks(plane));
+                if let (Some(field), Some(sum)) = (&forth, &mut sum) {
+                    for pair in pairs {
+                        direct::correlate_weights(field, s.groups, pair, sum, (&mut of_x, &mut slopes));
+                    }
+                }
+                if let (Some((field, weights)), Some(gradient)) = (&back, &mut gradient) {
+                    for (slope, gradient) in slope.chunks(plane).zip(gradient.chunks_mut(image)) {
+                        direct::correlate(field, slope, weights, None, gradient, &mut of_slope);
+                    }
+                }
+                if unfold_x || unfold_weight {
+                    let (gradient, sum) = (gradient.filter(|_| unfold_x), sum.filter(|_| unfold_weight));
+                    product_back(s, (x, weight, slope), gradient, sum, &mut scratch);
                 }
             }
             sum
         })
         .collect();
     let sum = sums.into_iter().reduce(|mut all, part| {
-        all.iter_mut().zip(part).for_each(|(all, part)| *all += part);
+        all.iter_mut().zip(&part).for_each(|(all, part)| *all += *part);
+        spare::give_vec(part);
         all
     });
     (want_x.then_some(gradient), sum.filter(|_| want_weight))
@@ -164,179 +211,17 @@ pub(super) fn bias_gradient<T: Number>(s: &Sizes, slope: &[T]) -> Vec<T> {
     let mut sums = vec![0.0; s.outputs];
     for sample in slope.chunks(s.outputs * s.plane()) {
         for (total, plane) in sums.iter_mut().zip(sample.chunks(s.plane())) {
-            *total += sum(plane, plane, |value, _| value);
+            *total += vectorized(
+                #[inline(always)]
+                || sum(plane, plane, |value, _| value),
+            );
         }
     }
     sums.into_iter().map(T::of).collect()
 }
 
-/// Memory that a thread keeps between products.
-struct Scratch<T> {
-    columns: Vec<T>,
-    rows: Vec<T>,
-}
-
-impl<T> Default for Scratch<T> {
-    fn default() -> Self {
-        Scratch { columns: Vec::new(), rows: Vec::new() }
-    }
-}
-
-fn matrix<T>(values: &[T], rows: usize, columns: usize) -> Option<ArrayView2<'_, T>> {
-    ArrayView2::from_shape((rows, columns), values.get(..rows * columns)?).ok()
-}
-
-fn matrix_mut<T>(values: &mut [T], rows: usize, columns: usize) -> Option<ArrayViewMut2<'_, T>> {
-    ArrayViewMut2::from_shape((rows, columns), values.get_mut(..rows * columns)?).ok()
-}
-
-/// c ← ab + beta·c. The sizes are this file's own; a mismatch would leave c as it is, and the tests red.
-fn multiply<T: Number>(
-    a: Option<ArrayView2<'_, T>>,
-    b: Option<ArrayView2<'_, T>>,
-    beta: T,
-    c: Option<ArrayViewMut2<'_, T>>,
-) {
-    if let (Some(a), Some(b), Some(mut c)) = (a, b, c) {
-        general_mat_mul(T::one(), &a, &b, beta, &mut c);
-    }
-}
-
-/// Some samples by one product a group.
-fn product<T: Number>(s: &Sizes, x: &[T], weight: &[T], out: &mut [T], scratch: &mut Scratch<T>) {
-    let (image, plane, rows) = (s.image(), s.plane(), s.rows());
-    let (channels, outputs) = s.part();
-    let samples = out.len() / (s.outputs * plane);
-    let columns = samples * plane;
-    scratch.columns.resize(rows * columns, T::zero());
-    for group in 0..s.groups {
-        let weights = matrix(&weight[group * outputs * rows..], outputs, rows);
-        let direct = samples == 1 && s.is_pointwise();
-        if !direct {
-            for sample in 0..samples {
-                let part = &x[(sample * s.channels + group * channels) * image..];
-                unfold(s, part, &mut scratch.columns, columns, sample * plane);
-            }
-        }
-        let windows = match direct {
-            true => matrix(&x[group * channels * image..], rows, columns),
-            false => matrix(&scratch.columns, rows, columns),
-        };
-        if samples == 1 {
-            let place = &mut out[group * outputs * plane..];
-            multiply(weights, windows, T::zero(), matrix_mut(place, outputs, columns));
-            continue;
-        }
-        scratch.rows.resize(outputs * columns, T::zero());
-        multiply(weights, windows, T::zero(), matrix_mut(&mut scratch.rows, outputs, columns));
-        for (output, row) in scratch.rows.chunks(columns).enumerate() {
-            for (sample, values) in row.chunks(plane).enumerate() {
-                let start = (sample * s.outputs + group * outputs + output) * plane;
-                out[start..start + plane].copy_from_slice(values);
-            }
-        }
-    }
-}
-
-fn product_back<T: Number>(
-    s: &Sizes,
-    (x, weight, slope): (&[T], &[T], &[T]),
-    mut gradient: Option<&mut [T]>,
-    mut sum: Option<&mut [T]>,
-    scratch: &mut Scratch<T>,
-) {
-    let (image, plane, rows) = (s.image(), s.plane(), s.rows());
-    let (channels, outputs) = s.part();
-    let samples = slope.len() / (s.outputs * plane);
-    let columns = samples * plane;
-    scratch.columns.resize(rows * columns, T::zero());
-    for group in 0..s.groups {
-        if samples > 1 {
-            scratch.rows.resize(outputs * columns, T::zero());
-            for (output, row) in scratch.rows.chunks_mut(columns).enumerate() {
-                for (sample, values) in row.chunks_mut(plane).enumerate() {
-                    let start = (sample * s.outputs + group * outputs + output) * plane;
-                    values.copy_from_slice(&slope[start..start + plane]);
-                }
-            }
-        }
-        let slopes = if samples > 1 { &scratch.rows[..] } else { &slope[group * outputs * plane..] };
-        let weights = group * outputs * rows..(group + 1) * outputs * rows;
-        if let Some(sum) = &mut sum {
-            for sample in 0..samples {
-                let part = &x[(sample * s.channels + group * channels) * image..];
-                unfold(s, part, &mut scratch.columns, columns, sample * plane);
-            }
-            let windows = matrix(&scratch.columns, rows, columns).map(|windows| windows.reversed_axes());
-            let sum = matrix_mut(&mut sum[weights.clone()], outputs, rows);
-            multiply(matrix(slopes, outputs, columns), windows, T::one(), sum);
-        }
-        if let Some(gradient) = &mut gradient {
-            let turned = matrix(&weight[weights], outputs, rows).map(|weights| weights.reversed_axes());
-            let windows = matrix_mut(&mut scratch.columns, rows, columns);
-            multiply(turned, matrix(slopes, outputs, columns), T::zero(), windows);
-            for sample in 0..samples {
-                let part = &mut gradient[(sample * s.channels + group * channels) * image..];
-                fold(s, &scratch.columns, columns, sample * plane, part);
-            }
-        }
-    }
-}
-
-/// Writes a sample's windows, for the channels of a group, as columns from `first` on.
-fn unfold<T: Number>(s: &Sizes, x: &[T], columns: &mut [T], width: usize, first: usize) {
-    let [out_height, out_width] = s.out;
-    for channel in 0..s.part().0 {
-        let image = &x[channel * s.image()..(channel + 1) * s.image()];
-        for (tap, row_tap, column_tap) in s.taps() {
-            let row = channel * s.kernel[0] * s.kernel[1] + tap;
-            let target = &mut columns[row * width + first..row * width + first + s.plane()];
-            let (rows, inner) = (s.inside(0, row_tap), s.inside(1, column_tap));
-            target[..rows.start * out_width].fill(T::zero());
-            target[rows.end.min(out_height) * out_width..].fill(T::zero());
-            for output in rows {
-                let line = &mut target[output * out_width..(output + 1) * out_width];
-                let source = &image[s.input(0, row_tap, output) * s.size[1]..][..s.size[1]];
-                line[..inner.start].fill(T::zero());
-                line[inner.end..].fill(T::zero());
-                if inner.is_empty() {
-                    continue;
-                }
-                let start = s.input(1, column_tap, inner.start);
-                let line = &mut line[inner.clone()];
-                if s.strides[1] == 1 {
-                    line.copy_from_slice(&source[start..start + line.len()]);
-                } else {
-                    let picked = source[start..].iter().step_by(s.strides[1]);
-                    line.iter_mut().zip(picked).for_each(|(value, picked)| *value = *picked);
-                }
-            }
-        }
-    }
-}
-
-/// Adds columns from `first` on back to where `unfold` took them from.
-fn fold<T: Number>(s: &Sizes, columns: &[T], width: usize, first: usize, x: &mut [T]) {
-    let out_width = s.out[1];
-    for channel in 0..s.part().0 {
-        let image = &mut x[channel * s.image()..(channel + 1) * s.image()];
-        for (tap, row_tap, column_tap) in s.taps() {
-            let row = channel * s.kernel[0] * s.kernel[1] + tap;
-            let source = &columns[row * width + first..row * width + first + s.plane()];
-            let inner = s.inside(1, column_tap);
-            if inner.is_empty() {
-                continue;
-            }
-            for output in s.inside(0, row_tap) {
-                let line = &source[output * out_width..][inner.clone()];
-                let start = s.input(0, row_tap, output) * s.size[1] + s.input(1, column_tap, inner.start);
-                add(&mut image[start..], s.strides[1], line, T::one());
-            }
-        }
-    }
-}
-
 /// target[i · stride] += factor · values[i]
+#[inline(always)]
 fn add<T: Number>(target: &mut [T], stride: usize, values: &[T], factor: T) {
     if stride == 1 {
         target.iter_mut().zip(values).for_each(|(target, value)| *target += *value * factor);

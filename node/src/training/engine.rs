@@ -11,11 +11,12 @@ mod max_pool;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::ops::{ActivationOps, BatchNormTrain, ConvOptions, FloatTensorOps};
-use burn::backend::{Backend, Element, Shape, TensorData};
+use burn::backend::{Backend, DType, Element, Shape, TensorData};
 
 use super::backend::{Plain, PlainTensor, Taped, Tensor};
 use super::convolve::Sizes;
 use super::number::Number;
+use super::spare;
 
 /// A backend of the interpreter.
 pub(super) trait Engine: Backend {
@@ -43,6 +44,11 @@ pub(super) trait Engine: Backend {
     /// x between two bounds, low <= high. The gradient at a bound is 0, as that of PyTorch's ReLU6 and Hardtanh.
     fn clamp(x: Tensor<Self>, low: f32, high: f32) -> Tensor<Self> {
         composed::clamp::<Self>(x, low, high)
+    }
+
+    /// x where it is above 0, else 0.
+    fn rectify(x: Tensor<Self>) -> Tensor<Self> {
+        Self::relu(x)
     }
 
     /// x Φ(x), Φ being the normal distribution's (Hendrycks and Gimpel 2016).
@@ -89,6 +95,10 @@ impl Engine for Plain {
         clamp::plain(x, low, high)
     }
 
+    fn rectify(x: PlainTensor) -> PlainTensor {
+        clamp::plain(x, 0.0, f32::INFINITY)
+    }
+
     fn exact_gelu(x: PlainTensor) -> PlainTensor {
         Plain::gelu(x)
     }
@@ -116,6 +126,10 @@ impl Engine for Taped {
         clamp::taped(x, low, high)
     }
 
+    fn rectify(x: Tensor<Taped>) -> Tensor<Taped> {
+        clamp::taped(x, 0.0, f32::INFINITY)
+    }
+
     fn exact_gelu(x: Tensor<Taped>) -> Tensor<Taped> {
         Taped::gelu(x)
     }
@@ -130,21 +144,47 @@ fn register<const N: usize>(gradients: &mut Gradients, found: [(Option<NodeId>, 
     }
 }
 
+/// The tensor's numbers row-major and nothing else; if nobody else had the tensor, nobody else has these.
+fn whole(tensor: PlainTensor) -> PlainTensor {
+    tensor.to_contiguous()
+}
+
+/// Keeps the memory of tensors that no other operation needs.
+fn done_with<const N: usize>(tensors: [PlainTensor; N]) {
+    for tensor in tensors {
+        match tensor.dtype() {
+            DType::F64 => spare::give::<f64>(tensor),
+            DType::F32 => spare::give::<f32>(tensor),
+            _ => {}
+        }
+    }
+}
+
 /// A number that tensors hold.
 trait Stored: Number + Element {
     /// A contiguous tensor's values; it holds this type.
     fn values(tensor: &PlainTensor) -> &[Self];
+    /// As `values`; `None` where another has the tensor too.
+    fn values_mut(tensor: &mut PlainTensor) -> Option<&mut [Self]>;
 }
 
 impl Stored for f32 {
     fn values(tensor: &PlainTensor) -> &[f32] {
         tensor.storage()
     }
+
+    fn values_mut(tensor: &mut PlainTensor) -> Option<&mut [f32]> {
+        tensor.try_storage_mut()
+    }
 }
 
 impl Stored for f64 {
     fn values(tensor: &PlainTensor) -> &[f64] {
         tensor.storage()
+    }
+
+    fn values_mut(tensor: &mut PlainTensor) -> Option<&mut [f64]> {
+        tensor.try_storage_mut()
     }
 }
 

@@ -33,6 +33,7 @@ mod optimizer;
 mod parameters;
 mod plan;
 mod pool;
+mod spare;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests;

@@ -3,7 +3,8 @@
 
 use rayon::prelude::*;
 
-use super::number::{Number, sum};
+use super::number::{Number, sum, vectorized};
+use super::spare;
 
 /// Sizes of one x, [samples, channels, plane], row-major; none is 0.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +29,25 @@ impl Sizes {
 /// Mean and biased variance of each channel.
 pub(super) fn moments<T: Number>(s: Sizes, x: &[T]) -> (Vec<T>, Vec<T>) {
     let moments = (0..s.channels).into_par_iter().map(|channel| {
-        let mean = T::of(s.planes(x, channel).map(|x| sum(x, x, |x, _| x)).sum::<f64>() / s.count());
-        let squares = s.planes(x, channel).map(|x| sum(x, x, |x, _| (x - mean) * (x - mean))).sum::<f64>();
+        let planes = || s.planes(x, channel);
+        let total = planes()
+            .map(|x| {
+                vectorized(
+                    #[inline(always)]
+                    || sum(x, x, |x, _| x),
+                )
+            })
+            .sum::<f64>();
+        let mean = T::of(total / s.count());
+        let square = |x, _| (x - mean) * (x - mean);
+        let squares = planes()
+            .map(|x| {
+                vectorized(
+                    #[inline(always)]
+                    || sum(x, x, square),
+                )
+            })
+            .sum::<f64>();
         (mean, T::of(squares / s.count()))
     });
     moments.unzip()
@@ -43,12 +61,15 @@ pub(super) fn forward<T: Number>(
     (mean, variance): (&[T], &[T]),
     epsilon: f64,
 ) -> Vec<T> {
-    let mut out = vec![T::zero(); x.len()];
+    let mut out = spare::take(x.len());
     out.par_chunks_mut(s.plane).zip(x.par_chunks(s.plane)).enumerate().for_each(|(index, (out, x))| {
         let channel = index % s.channels;
         let (mean, bias) = (mean[channel], bias[channel]);
         let factor = scale[channel] * inverse(variance[channel], epsilon);
-        out.iter_mut().zip(x).for_each(|(out, x)| *out = (*x - mean) * factor + bias);
+        vectorized(
+            #[inline(always)]
+            || out.iter_mut().zip(x).for_each(|(out, x)| *out = (*x - mean) * factor + bias),
+        );
     });
     out
 }
@@ -67,11 +88,19 @@ pub(super) fn backward<T: Number>(
         let mean = mean[channel];
         let planes = s.planes(slope, channel).zip(s.planes(x, channel));
         planes.fold((0.0, 0.0), |(slopes, products), (slope, x)| {
-            (slopes + sum(slope, slope, |slope, _| slope), products + sum(slope, x, |slope, x| slope * (x - mean)))
+            vectorized(
+                #[inline(always)]
+                || {
+                    (
+                        slopes + sum(slope, slope, |slope, _| slope),
+                        products + sum(slope, x, |slope, x| slope * (x - mean)),
+                    )
+                },
+            )
         })
     });
     let sums: Vec<(f64, f64)> = sums.collect();
-    let mut of_x = vec![T::zero(); x.len()];
+    let mut of_x = spare::take(x.len());
     let planes = x.par_chunks(s.plane).zip(slope.par_chunks(s.plane));
     of_x.par_chunks_mut(s.plane).zip(planes).enumerate().for_each(|(index, (of_x, (x, slope)))| {
         let channel = index % s.channels;
@@ -80,9 +109,14 @@ pub(super) fn backward<T: Number>(
         let precise: f64 = inverse.into();
         let (factor, shift) = (scale[channel] * inverse, T::of(slopes / s.count()));
         let along = T::of(products / s.count() * precise * precise);
-        for (of_x, (x, slope)) in of_x.iter_mut().zip(x.iter().zip(slope)) {
-            *of_x = factor * (*slope - shift - (*x - mean) * along);
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for (of_x, (x, slope)) in of_x.iter_mut().zip(x.iter().zip(slope)) {
+                    *of_x = factor * (*slope - shift - (*x - mean) * along);
+                }
+            },
+        );
     });
     let of_scale = sums.iter().zip(variance).map(|((_, products), variance)| {
         let inverse: f64 = inverse(*variance, epsilon).into();

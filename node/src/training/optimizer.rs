@@ -10,8 +10,8 @@ mod tests;
 
 use burn::backend::{Backend, TensorMetadata};
 
-use super::Optimizer;
 use super::backend::{Plain, PlainTensor, Tensor};
+use super::{Optimizer, spare};
 
 /// State of the optimizer between steps.
 pub(super) struct Stepper<B: Backend> {
@@ -124,27 +124,28 @@ impl Store for Plain {
         // In place, so that nothing else holds its numbers and they need no copy.
         gradient = gradient.to_contiguous();
         let shape = values.shape().to_vec();
-        let (values, gradient) = (values.storage_mut::<f32>(), gradient.storage_mut::<f32>());
-        slices::add_terms(&stepper.now, values, gradient, slice(&start), slice(&correction));
+        let (values, slopes) = (values.storage_mut::<f32>(), gradient.storage_mut::<f32>());
+        slices::add_terms(&stepper.now, values, slopes, slice(&start), slice(&correction));
         // An empty moment starts as zeros, as torch's first step does: momentum times zero plus the slope is the slope.
         let zeros = |moment: &mut Option<PlainTensor>, len: usize| {
             moment.get_or_insert_with(|| super::engine::from(vec![0.0f32; len], shape.clone()));
         };
         match stepper.now.optimizer {
-            Optimizer::Sgd { momentum: 0.0, .. } => slices::descend(&stepper.now, values, gradient),
+            Optimizer::Sgd { momentum: 0.0, .. } => slices::descend(&stepper.now, values, slopes),
             Optimizer::Sgd { .. } => {
                 zeros(first, values.len());
                 let Some(velocity) = first else { return };
-                slices::roll(&stepper.now, values, gradient, velocity.storage_mut::<f32>());
+                slices::roll(&stepper.now, values, slopes, velocity.storage_mut::<f32>());
             }
             Optimizer::Adam { .. } => {
                 zeros(first, values.len());
                 zeros(second, values.len());
                 let (Some(first), Some(second)) = (first, second) else { return };
                 let moments = (first.storage_mut::<f32>(), second.storage_mut::<f32>());
-                slices::adapt(&stepper.now, values, gradient, moments);
+                slices::adapt(&stepper.now, values, slopes, moments);
             }
         }
+        spare::give::<f32>(gradient);
     }
 
     fn clip(gradients: &mut [Option<PlainTensor>], limit: f32) {

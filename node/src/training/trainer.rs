@@ -22,7 +22,7 @@ use super::ops::BatchStatistics;
 use super::optimizer::{Stepper, Store, Terms};
 use super::parameters::Parameters;
 use super::plan::Schedule;
-use super::{Dataset, Objective, Outcome, Plan, Progress, TrainingError, Watch};
+use super::{Dataset, Objective, Outcome, Plan, Progress, TrainingError, Watch, spare};
 
 /// A model while it is trained.
 pub(super) struct Session<P: Processor> {
@@ -246,6 +246,8 @@ fn backward<P: Processor>(
     let leaves = parameters.leaves();
     let mut statistics = Vec::new();
     let outputs = program.run(&leaves, leaf::<P::Taped>(input, false), &mut statistics)?;
+    // Here most is held: what the forward pass found no use for goes.
+    spare::clear();
     let answers = to_f64::<P::Plain>(P::Taped::inner(outputs.clone()))?;
     let Measured { loss, gradient, .. } = measure(objective, form, &answers, targets);
     if !loss.is_finite() {

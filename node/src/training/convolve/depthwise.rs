@@ -1,11 +1,16 @@
 //! Depthwise convolution: each channel has a filter of its own. A plane is copied once with its padding; then every tap of the
 //! filter is the same long run of numbers, begun elsewhere. Everything else is a product of matrices, in `convolve`.
 
-use super::super::number::{LANES, Number, sum};
+use pulp::{Simd, WithSimd};
+
+use super::super::number::{Number, vectorized};
 use super::{Sizes, add};
 
 /// A padded plane of so many values is small, whatever it surrounds.
 const SMALL: usize = 4096;
+
+/// Vectors, or taps, that are summed side by side.
+const TILE: usize = 5;
 
 /// How one padded plane is walked: in one run over all its rows where the strides are 1, else in a run a row of outputs.
 pub(super) struct Walk {
@@ -59,10 +64,28 @@ impl Walk {
         }
     }
 
-    /// The place in a run of each output of these rows, output by output.
-    fn places(&self, columns: usize) -> impl Iterator<Item = usize> + use<> {
-        let ([step, line], rows) = (self.steps, self.rows);
-        (0..rows).flat_map(move |row| (0..columns).map(move |column| row * line + column * step))
+    /// Takes the outputs of a run from their places.
+    fn take<T: Number>(&self, s: &Sizes, run: &[T], outputs: &mut [T]) {
+        let [step, line] = self.steps;
+        for (row, outputs) in outputs.chunks_mut(s.out[1]).enumerate() {
+            let run = &run[row * line..];
+            match step {
+                1 => outputs.copy_from_slice(&run[..outputs.len()]),
+                _ => outputs.iter_mut().zip(run.iter().step_by(step)).for_each(|(output, value)| *output = *value),
+            }
+        }
+    }
+
+    /// Puts numbers of outputs to their places in a run.
+    fn put<T: Number>(&self, s: &Sizes, outputs: &[T], run: &mut [T]) {
+        let [step, line] = self.steps;
+        for (row, outputs) in outputs.chunks(s.out[1]).enumerate() {
+            let run = &mut run[row * line..];
+            match step {
+                1 => run[..outputs.len()].copy_from_slice(outputs),
+                _ => run.iter_mut().step_by(step).zip(outputs).for_each(|(value, output)| *value = *output),
+            }
+        }
     }
 }
 
@@ -75,10 +98,8 @@ pub(super) fn depthwise<T: Number>(s: &Sizes, walk: &Walk, x: &[T], weight: &[T]
         for (start, outputs) in walk.starts.iter().zip(plane.chunks_mut(walk.rows * s.out[1])) {
             run.clear();
             run.resize(walk.len, T::zero());
-            correlate(&mut run, &padded[*start..], &walk.taps, weights);
-            for (output, place) in outputs.iter_mut().zip(walk.places(s.out[1])) {
-                *output = run[place];
-            }
+            vectorized(Correlate { out: &mut run, source: &padded[*start..], begins: &walk.taps, weights });
+            walk.take(s, &run, outputs);
         }
     }
 }
@@ -106,14 +127,10 @@ pub(super) fn depthwise_back<T: Number>(
         of_padded.clear();
         of_padded.resize(if gradient.is_some() { walk.plane } else { 0 }, T::zero());
         for (start, slopes) in walk.starts.iter().zip(plane.chunks(walk.rows * s.out[1])) {
-            for (slope, place) in slopes.iter().zip(walk.places(s.out[1])) {
-                run[reach + place] = *slope;
-            }
+            walk.put(s, slopes, &mut run[reach..]);
             if let Some(sums) = &mut sums {
-                let slopes = &run[reach..reach + walk.len];
-                for (sum_of, tap) in sums[weights.clone()].iter_mut().zip(&walk.taps) {
-                    *sum_of += T::of(sum(slopes, &padded[start + tap..][..walk.len], |slope, x| slope * x));
-                }
+                let (slopes, values) = (&run[reach..reach + walk.len], &padded[*start..]);
+                vectorized(Products { slopes, values, begins: &walk.taps, sums: &mut sums[weights.clone()] });
             }
             if gradient.is_some() && walk.len < reach {
                 // Of a long run around a short one most would be zeros.
@@ -121,7 +138,8 @@ pub(super) fn depthwise_back<T: Number>(
                     add(&mut of_padded[start + tap..], 1, &run[reach..reach + walk.len], *weight);
                 }
             } else if gradient.is_some() {
-                correlate(&mut of_padded[*start..][..walk.len + reach], &run, &turned, &weight[weights.clone()]);
+                let out = &mut of_padded[*start..][..walk.len + reach];
+                vectorized(Correlate { out, source: &run, begins: &turned, weights: &weight[weights.clone()] });
             }
         }
         if let Some(gradient) = &mut gradient {
@@ -134,18 +152,78 @@ pub(super) fn depthwise_back<T: Number>(
 }
 
 /// out[i] += Σ weights[k] · source[begins[k] + i]
-fn correlate<T: Number>(out: &mut [T], source: &[T], begins: &[usize], weights: &[T]) {
-    let (heads, rest) = out.as_chunks_mut::<LANES>();
-    let done = heads.len() * LANES;
-    for (index, head) in heads.iter_mut().enumerate() {
-        let mut sums = *head;
-        for (begin, weight) in begins.iter().zip(weights) {
-            let Some(values) = source[begin + index * LANES..].first_chunk::<LANES>() else { continue };
-            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += *value * *weight);
+struct Correlate<'a, T> {
+    out: &'a mut [T],
+    source: &'a [T],
+    begins: &'a [usize],
+    weights: &'a [T],
+}
+
+impl<T: Number> WithSimd for Correlate<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Correlate { out, source, begins, weights } = self;
+        let lanes = T::lanes::<S>();
+        let mut done = 0;
+        let mut tiles = out.chunks_exact_mut(TILE * lanes);
+        for out in &mut tiles {
+            let mut sums = [T::splat(simd, T::zero()); TILE];
+            for (sum, out) in sums.iter_mut().zip(out.chunks(lanes)) {
+                *sum = T::load(simd, out);
+            }
+            for (begin, weight) in begins.iter().zip(weights) {
+                let weight = T::splat(simd, *weight);
+                let values = source[begin + done..][..TILE * lanes].chunks(lanes);
+                for (sum, values) in sums.iter_mut().zip(values) {
+                    *sum = T::multiply_add(simd, weight, T::load(simd, values), *sum);
+                }
+            }
+            for (sum, out) in sums.into_iter().zip(out.chunks_mut(lanes)) {
+                T::store(simd, sum, out);
+            }
+            done += TILE * lanes;
         }
-        *head = sums;
+        let rest = tiles.into_remainder();
+        for (begin, weight) in begins.iter().zip(weights) {
+            rest.iter_mut().zip(&source[begin + done..]).for_each(|(out, value)| *out += *value * *weight);
+        }
     }
-    for (begin, weight) in begins.iter().zip(weights) {
-        rest.iter_mut().zip(&source[begin + done..]).for_each(|(out, value)| *out += *value * *weight);
+}
+
+/// sums[k] += Σ slopes[i] · values[begins[k] + i]
+struct Products<'a, T> {
+    slopes: &'a [T],
+    values: &'a [T],
+    begins: &'a [usize],
+    sums: &'a mut [T],
+}
+
+impl<T: Number> WithSimd for Products<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = T::lanes::<S>();
+        let whole = self.slopes.len() / lanes * lanes;
+        for (begins, sums) in self.begins.chunks(TILE).zip(self.sums.chunks_mut(TILE)) {
+            let runs: [&[T]; TILE] = std::array::from_fn(|at| {
+                &self.values[begins.get(at).copied().unwrap_or(begins[0])..][..self.slopes.len()]
+            });
+            let mut totals = [T::splat(simd, T::zero()); TILE];
+            for at in (0..whole).step_by(lanes) {
+                let slope = T::load(simd, &self.slopes[at..]);
+                for (total, run) in totals.iter_mut().zip(&runs) {
+                    *total = T::multiply_add(simd, slope, T::load(simd, &run[at..]), *total);
+                }
+            }
+            for ((sum, total), run) in sums.iter_mut().zip(totals).zip(&runs) {
+                *sum += T::total(simd, total);
+                for (slope, value) in self.slopes[whole..].iter().zip(&run[whole..]) {
+                    *sum += *slope * *value;
+                }
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use burn::backend::{AutodiffBackend, DType, TensorMetadata};
 
 use super::super::backend::{Plain, PlainTensor, Taped, Tensor};
 use super::super::normalize::{self, Sizes};
-use super::{Normalized, Stored, from, register};
+use super::{Normalized, Stored, done_with, from, register};
 
 pub(super) fn plain(x: PlainTensor, scale: PlainTensor, bias: PlainTensor, epsilon: f64) -> Normalized<Plain> {
     let [x, scale, bias] = [x, scale, bias].map(|tensor| tensor.to_contiguous());
@@ -48,6 +48,7 @@ impl Backward<Plain, 3> for BatchNorm {
             DType::F64 => of::<f64>(&ops.state, &slope),
             _ => of::<f32>(&ops.state, &slope),
         };
+        done_with([ops.state.0, slope]);
         let [node_x, node_scale, node_bias] = ops.parents.map(|node| node.map(|node| node.id));
         let [of_x, of_scale, of_bias] = found.map(Some);
         register(gradients, [(node_x, of_x), (node_scale, of_scale), (node_bias, of_bias)]);

@@ -11,7 +11,7 @@ use burn::backend::{DType, Element, TensorMetadata};
 use super::super::backend::{Plain, PlainTensor, Taped, Tensor};
 use super::super::convolve::{self, Sizes};
 use super::super::number::Number;
-use super::{from, register};
+use super::{done_with, from, register};
 
 pub(super) fn plain(
     x: PlainTensor,
@@ -65,9 +65,10 @@ impl Backward<Plain, 2> for Plainly {
 
     fn backward(self, ops: Ops<State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let [node_x, node_weight] = ops.parents.map(|node| node.map(|node| node.id));
-        let slope = gradients.consume::<Plain>(&ops.node);
+        let slope = gradients.consume::<Plain>(&ops.node).to_contiguous();
         let wanted = (node_x.is_some(), node_weight.is_some());
-        let (of_x, of_weight, _) = backward(&ops.state, &slope.to_contiguous(), wanted, false);
+        let (of_x, of_weight, _) = backward(&ops.state, &slope, wanted, false);
+        done_with([ops.state.0, slope]);
         register(gradients, [(node_x, of_x), (node_weight, of_weight)]);
     }
 }
@@ -77,9 +78,10 @@ impl Backward<Plain, 3> for Biased {
 
     fn backward(self, ops: Ops<State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let [node_x, node_weight, node_bias] = ops.parents.map(|node| node.map(|node| node.id));
-        let slope = gradients.consume::<Plain>(&ops.node);
+        let slope = gradients.consume::<Plain>(&ops.node).to_contiguous();
         let wanted = (node_x.is_some(), node_weight.is_some());
-        let (of_x, of_weight, of_bias) = backward(&ops.state, &slope.to_contiguous(), wanted, node_bias.is_some());
+        let (of_x, of_weight, of_bias) = backward(&ops.state, &slope, wanted, node_bias.is_some());
+        done_with([ops.state.0, slope]);
         register(gradients, [(node_x, of_x), (node_weight, of_weight), (node_bias, of_bias)]);
     }
 }

@@ -11,7 +11,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use super::super::backend::{Plain, PlainTensor, Taped, Tensor};
 use super::super::convolve::Sizes;
 use super::super::maximum;
-use super::{from, register};
+use super::{done_with, from, register};
 
 pub(super) fn plain(x: PlainTensor, sizes: &Sizes) -> PlainTensor {
     forward(&x.to_contiguous(), sizes).0
@@ -42,6 +42,7 @@ impl Backward<Plain, 1> for MaxPool {
             DType::F64 => from(maximum::backward(sizes, places, slope.storage::<f64>()), shape),
             _ => from(maximum::backward(sizes, places, slope.storage::<f32>()), shape),
         };
+        done_with([slope]);
         register(gradients, [(node, Some(gradient))]);
     }
 }

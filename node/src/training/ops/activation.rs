@@ -13,7 +13,7 @@ use super::elementwise::{broadcast, map, plain, scalar};
 type Made<B> = Result<Built<B>, TrainingError>;
 
 pub(super) fn relu<B: Engine>(node: &Node<'_>) -> Made<B> {
-    plain(node, B::relu)
+    plain(node, B::rectify)
 }
 
 pub(super) fn sigmoid<B: Engine>(node: &Node<'_>) -> Made<B> {

@@ -77,9 +77,13 @@ pub(super) fn gemm<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError
     }
     let lift_c = c.and_then(|c| lifted(&c.shape, 2));
     let kernel = Kernel::Affine(Box::new(move |a, b, c| {
-        let a = if transpose_a { B::float_transpose(a) } else { a };
-        let b = if transpose_b { B::float_transpose(b) } else { b };
-        let mut y = B::float_matmul(a, b);
+        // A'·Bᵀ as (B·A'ᵀ)ᵀ: the gradient of B, the weight, comes as B lies and need not be turned.
+        let mut y = match (transpose_a, transpose_b) {
+            (false, false) => B::float_matmul(a, b),
+            (true, false) => B::float_matmul(B::float_transpose(a), b),
+            (false, true) => B::float_transpose(B::float_matmul(b, B::float_transpose(a))),
+            (true, true) => B::float_transpose(B::float_matmul(b, a)),
+        };
         if alpha != 1.0 {
             y = B::float_mul_scalar(y, Scalar::Float(f64::from(alpha)));
         }

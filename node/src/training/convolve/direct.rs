@@ -1,0 +1,371 @@
+//! Convolution that reads its windows where they lie: of a padded copy of each plane, parted by the strides' phases, every tap
+//! of the filter is a run of neighbours, begun elsewhere. Nothing is unfolded or packed but the weights.
+
+use std::marker::PhantomData;
+
+use pulp::{Simd, WithSimd};
+
+use super::super::number::{Number, vectorized};
+use super::Sizes;
+
+/// Outputs and vectors of one tile: their products stay in registers.
+const ROWS: usize = 4;
+const VECTORS: usize = 3;
+/// A padded plane of so many values is small, whatever it surrounds.
+const SMALL: usize = 4096;
+/// Weights of a group above this are read too often here, for a few vectors of outputs at a time.
+const WEIGHTS: usize = 1 << 20;
+/// Numbers of the source that the gradient of the weights takes at a time: they stay in the second cache.
+const TOGETHER: usize = 1 << 16;
+
+/// Where the numbers of one sample lie, and which of them each output takes.
+pub(super) struct Field {
+    /// Channels of a group, of all groups, and the values of one as they come.
+    channels: usize,
+    all: usize,
+    image: [usize; 2],
+    /// Zeros before each axis, the phases that it is parted into, and the size of one phase's plane.
+    before: [usize; 2],
+    phases: [usize; 2],
+    size: [usize; 2],
+    /// The numbers lie as they come: no copy.
+    direct: bool,
+    /// Numbers of a vector, and of a plane of outputs.
+    lanes: usize,
+    plane: usize,
+    /// Where each channel's taps begin, for output 0.
+    offsets: Vec<usize>,
+    /// Where each vector of outputs begins, seen from output 0 of the first tap, and where it goes.
+    vectors: Vec<[usize; 2]>,
+    /// The same with no output twice.
+    parts: Vec<Part>,
+}
+
+/// Outputs of one vector, which the end of a run may cut short.
+struct Part {
+    from: usize,
+    to: usize,
+    len: usize,
+}
+
+impl Field {
+    /// The input's, seen by the outputs. `None` where this way does not pay.
+    pub(super) fn of<T: Number>(s: &Sizes) -> Option<Field> {
+        let (channels, outputs) = s.part();
+        if outputs < ROWS || outputs.saturating_mul(s.rows()) > WEIGHTS {
+            return None;
+        }
+        let reach = [0, 1].map(|axis| (s.kernel[axis] - 1) * s.dilations[axis] / s.strides[axis]);
+        let size = [0, 1].map(|axis| s.out[axis] + reach[axis]);
+        let taps = s.taps().map(|(_, row, column)| [row * s.dilations[0], column * s.dilations[1]]).collect();
+        let field = Field {
+            channels,
+            all: s.channels,
+            image: s.size,
+            before: s.pads,
+            phases: s.strides,
+            size,
+            direct: s.is_pointwise(),
+            lanes: vectorized(Lanes::<T>(PhantomData)),
+            plane: 0,
+            offsets: Vec::new(),
+            vectors: Vec::new(),
+            parts: Vec::new(),
+        };
+        field.laid(taps, [0, 0], s.out)
+    }
+
+    /// The slopes', seen by the inputs; only where the strides are 1.
+    pub(super) fn back<T: Number>(s: &Sizes) -> Option<Field> {
+        let (channels, outputs) = s.part();
+        if s.strides != [1, 1] || channels < ROWS || outputs.saturating_mul(s.rows()) > WEIGHTS {
+            return None;
+        }
+        let reach = [0, 1].map(|axis| (s.kernel[axis] - 1) * s.dilations[axis]);
+        let size = [0, 1].map(|axis| s.size[axis] + s.pads[axis] + reach[axis]);
+        let turned =
+            s.taps().map(|(_, row, column)| [reach[0] - row * s.dilations[0], reach[1] - column * s.dilations[1]]);
+        let field = Field {
+            channels: outputs,
+            all: s.outputs,
+            image: s.out,
+            before: reach,
+            phases: [1, 1],
+            size,
+            direct: s.is_pointwise(),
+            lanes: vectorized(Lanes::<T>(PhantomData)),
+            plane: 0,
+            offsets: Vec::new(),
+            vectors: Vec::new(),
+            parts: Vec::new(),
+        };
+        field.laid(turned.collect(), s.pads, s.size)
+    }
+
+    /// With the taps' places, for outputs of this size whose first lies at `first`.
+    fn laid(mut self, taps: Vec<[usize; 2]>, first: [usize; 2], out: [usize; 2]) -> Option<Field> {
+        let lanes = self.lanes;
+        self.plane = out[0] * out[1];
+        let [height, width] = self.size;
+        let plane = height.checked_mul(width)?;
+        let channel = plane.checked_mul(self.phases[0])?.checked_mul(self.phases[1])?;
+        let most = 2 * (self.image[0] * self.image[1] + self.plane) + SMALL;
+        let (runs, len) = if width == out[1] { (1, self.plane) } else { (out[0], out[1]) };
+        // Vectors that compute few outputs twice.
+        if channel > most || lanes < 2 || len < lanes || 4 * len.div_ceil(lanes) * lanes > 5 * len {
+            return None;
+        }
+        for start in 0..self.channels {
+            for [row, column] in &taps {
+                let [down, across] = self.phases;
+                let phase = row % down * across + column % across;
+                self.offsets.push(start * channel + phase * plane + row / down * width + column / across);
+            }
+        }
+        for run in 0..runs {
+            let (from, to) = ((first[0] + run) * width + first[1], run * out[1]);
+            for begin in (0..len).step_by(lanes) {
+                let full = begin.min(len - lanes);
+                self.vectors.push([from + full, to + full]);
+                self.parts.push(Part { from: from + begin, to: to + begin, len: lanes.min(len - begin) });
+            }
+        }
+        Some(self)
+    }
+
+    /// Values of one channel of a source.
+    fn channel(&self) -> usize {
+        self.phases[0] * self.phases[1] * self.size[0] * self.size[1]
+    }
+
+    /// The padded copy of a sample.
+    fn pad<'v, T: Number>(&self, values: &[T], padded: &'v mut Vec<T>) -> &'v [T] {
+        // Behind the last channel, what a vector that is cut short reads too much.
+        padded.resize(self.all * self.channel() + self.lanes, T::zero());
+        let ([height, width], [down, across]) = (self.size, self.phases);
+        let images = values.chunks(self.image[0] * self.image[1]);
+        for (image, channel) in images.zip(padded.chunks_mut(self.channel())) {
+            for (row, line) in image.chunks(self.image[1]).enumerate() {
+                let row = row + self.before[0];
+                if row / down >= height {
+                    break;
+                }
+                let start = row % down * across * height * width + row / down * width;
+                if across == 1 {
+                    let len = line.len().min(width.saturating_sub(self.before[1]));
+                    channel[start + self.before[1]..][..len].copy_from_slice(&line[..len]);
+                    continue;
+                }
+                for (column, value) in (self.before[1]..).zip(line) {
+                    if column / across < width {
+                        channel[start + column % across * height * width + column / across] = *value;
+                    }
+                }
+            }
+        }
+        padded
+    }
+}
+
+/// Numbers of a vector.
+pub(super) struct Lanes<T>(pub(super) PhantomData<T>);
+
+impl<T: Number> WithSimd for Lanes<T> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        T::lanes::<S>()
+    }
+}
+
+/// The weights of each group.
+pub(super) type Weights<T> = Vec<Vec<[T; ROWS]>>;
+
+/// Weights of one group as tiles take them: ROWS outputs at a time, [row of windows][output], zeros where there is none.
+fn packed<T: Number>(outputs: usize, windows: usize, weight: impl Fn(usize, usize) -> T) -> Vec<[T; ROWS]> {
+    let panels = (0..outputs).step_by(ROWS);
+    let rows = panels.flat_map(|first| (0..windows).map(move |window| (first, window)));
+    rows.map(|(first, window)| {
+        std::array::from_fn(|row| if first + row < outputs { weight(first + row, window) } else { T::zero() })
+    })
+    .collect()
+}
+
+/// The weights of every group for the forward pass.
+pub(super) fn weights<T: Number>(s: &Sizes, weight: &[T]) -> Weights<T> {
+    let (outputs, windows) = (s.part().1, s.rows());
+    let groups = weight.chunks(outputs * windows);
+    groups.map(|group| packed(outputs, windows, |output, window| group[output * windows + window])).collect()
+}
+
+/// The weights of every group for the gradient of the input: channels and outputs change places.
+pub(super) fn weights_back<T: Number>(s: &Sizes, weight: &[T]) -> Weights<T> {
+    let ((channels, outputs), taps) = (s.part(), s.kernel[0] * s.kernel[1]);
+    let groups = weight.chunks(outputs * channels * taps);
+    let of = |group: &[T]| {
+        packed(channels, outputs * taps, |channel, window| {
+            group[(window / taps * channels + channel) * taps + window % taps]
+        })
+    };
+    groups.map(of).collect()
+}
+
+/// One sample: every group's outputs, with a bias for each where given. `padded` is this field's alone.
+pub(super) fn correlate<T: Number>(
+    field: &Field,
+    values: &[T],
+    weights: &Weights<T>,
+    bias: Option<&[T]>,
+    out: &mut [T],
+    padded: &mut Vec<T>,
+) {
+    let source = if field.direct { values } else { field.pad(values, padded) };
+    let outputs = out.len() / field.plane / weights.len().max(1);
+    for (group, (weights, out)) in weights.iter().zip(out.chunks_mut(outputs * field.plane)).enumerate() {
+        let source = &source[group * field.channels * field.channel()..];
+        let bias = bias.map(|bias| &bias[group * outputs..(group + 1) * outputs]);
+        vectorized(Correlate { field, source, weights, bias, out });
+    }
+}
+
+struct Correlate<'a, T> {
+    field: &'a Field,
+    source: &'a [T],
+    weights: &'a [[T; ROWS]],
+    bias: Option<&'a [T]>,
+    out: &'a mut [T],
+}
+
+impl<T: Number> WithSimd for Correlate<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let (tiles, rest) = self.field.vectors.as_chunks::<VECTORS>();
+        for vectors in tiles {
+            self.tile(simd, vectors);
+        }
+        match *rest {
+            [first] => self.tile(simd, &[first]),
+            [first, second] => self.tile(simd, &[first, second]),
+            _ => {}
+        }
+    }
+}
+
+impl<T: Number> Correlate<'_, T> {
+    /// The outputs of so many vectors, all rows of them.
+    #[inline(always)]
+    fn tile<S: Simd, const N: usize>(&mut self, simd: S, vectors: &[[usize; 2]; N]) {
+        let lanes = T::lanes::<S>();
+        let (offsets, plane) = (&self.field.offsets[..], self.field.plane);
+        let span = vectors.iter().map(|[from, _]| from + lanes).max().unwrap_or(0);
+        let panels = self.weights.chunks_exact(offsets.len());
+        for (panel, (weights, out)) in panels.zip(self.out.chunks_mut(ROWS * plane)).enumerate() {
+            let mut sums = [[T::splat(simd, T::zero()); N]; ROWS];
+            if let Some(bias) = self.bias {
+                for (sums, bias) in sums.iter_mut().zip(&bias[panel * ROWS..]) {
+                    *sums = [T::splat(simd, *bias); N];
+                }
+            }
+            for (weights, offset) in weights.iter().zip(offsets) {
+                let source = &self.source[*offset..][..span];
+                let mut values = [T::splat(simd, T::zero()); N];
+                for (value, [from, _]) in values.iter_mut().zip(vectors) {
+                    *value = T::load(simd, &source[*from..]);
+                }
+                for (sums, weight) in sums.iter_mut().zip(weights) {
+                    let weight = T::splat(simd, *weight);
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = T::multiply_add(simd, weight, value, *sum);
+                    }
+                }
+            }
+            for (row, sums) in out.chunks_mut(plane).zip(sums) {
+                for (sum, [_, to]) in sums.into_iter().zip(vectors) {
+                    T::store(simd, sum, &mut row[*to..]);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the gradient of every group's weights, of one sample, to `sum`. `padded` is this field's alone.
+pub(super) fn correlate_weights<T: Number>(
+    field: &Field,
+    groups: usize,
+    (values, slope): (&[T], &[T]),
+    sum: &mut [T],
+    (padded, slopes): (&mut Vec<T>, &mut Vec<T>),
+) {
+    // What a vector that is cut short reads too much is multiplied by zero, but has to be there.
+    let whole = field.parts.iter().all(|part| part.len == field.lanes);
+    let source = if field.direct && whole { values } else { field.pad(values, padded) };
+    let row = field.parts.len() * field.lanes;
+    let outputs = slope.len() / field.plane / groups;
+    slopes.resize(outputs.next_multiple_of(ROWS) * row, T::zero());
+    let windows = field.offsets.len();
+    let parts = slope.chunks(outputs * field.plane).zip(sum.chunks_mut(outputs * windows));
+    for (group, (slope, sum)) in parts.enumerate() {
+        for (slope, line) in slope.chunks(field.plane).zip(slopes.chunks_mut(row)) {
+            for (part, vector) in field.parts.iter().zip(line.chunks_mut(field.lanes)) {
+                vector[..part.len].copy_from_slice(&slope[part.to..part.to + part.len]);
+            }
+        }
+        let source = &source[group * field.channels * field.channel()..];
+        vectorized(CorrelateWeights { field, source, slopes: &slopes[..], sum });
+    }
+}
+
+struct CorrelateWeights<'a, T> {
+    field: &'a Field,
+    source: &'a [T],
+    slopes: &'a [T],
+    sum: &'a mut [T],
+}
+
+impl<T: Number> WithSimd for CorrelateWeights<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (lanes, windows) = (T::lanes::<S>(), self.field.offsets.len());
+        let row = self.field.parts.len() * lanes;
+        let together = (TOGETHER / (self.field.channels * lanes)).max(VECTORS);
+        for (block, parts) in self.field.parts.chunks(together).enumerate() {
+            let span = parts.iter().map(|part| part.from + lanes).max().unwrap_or(0);
+            let slopes = self.slopes.chunks_exact(ROWS * row);
+            for (slopes, sums) in slopes.zip(self.sum.chunks_mut(ROWS * windows)) {
+                // The same vectors of each of the tile's outputs.
+                let mut rows = slopes.chunks_exact(row);
+                let first = block * together * lanes;
+                let rows: [&[T]; ROWS] =
+                    std::array::from_fn(|_| &rows.next().unwrap_or_default()[first..][..parts.len() * lanes]);
+                for (index, offsets) in self.field.offsets.chunks(VECTORS).enumerate() {
+                    let sources: [&[T]; VECTORS] = std::array::from_fn(|at| {
+                        &self.source[offsets.get(at).copied().unwrap_or(offsets[0])..][..span]
+                    });
+                    let mut totals = [[T::splat(simd, T::zero()); VECTORS]; ROWS];
+                    for (at, part) in parts.iter().enumerate() {
+                        let mut values = [T::splat(simd, T::zero()); VECTORS];
+                        for (value, source) in values.iter_mut().zip(&sources) {
+                            *value = T::load(simd, &source[part.from..]);
+                        }
+                        for (totals, row) in totals.iter_mut().zip(&rows) {
+                            let slope = T::load(simd, &row[at * lanes..]);
+                            for (total, value) in totals.iter_mut().zip(values) {
+                                *total = T::multiply_add(simd, slope, value, *total);
+                            }
+                        }
+                    }
+                    for (sums, totals) in sums.chunks_mut(windows).zip(totals) {
+                        for (sum, total) in sums[index * VECTORS..].iter_mut().zip(totals) {
+                            *sum += T::total(simd, total);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
