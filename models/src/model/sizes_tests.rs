@@ -158,3 +158,27 @@ fn enormous_windows_and_computed_pads_are_refused() {
     let pads = integers("p", &[0, 0, 0, 0, 0, 0, 0, 1 << 40]);
     assert!(refused(vec![node("Pad", &["x", "p"], &["y"])], vec![pads]).contains("1099511627776"));
 }
+
+#[test]
+fn a_sum_of_computed_indices_is_left_to_the_look_at_its_true_size() {
+    let sum = |inner: i64| {
+        let nodes = vec![
+            node("Shape", &["x"], &["s"]),
+            node("Gather", &["s", "zero"], &["n"]),
+            node("Range", &["zero", "n", "one"], &["r"]),
+            node("Unsqueeze", &["r", "axes"], &["u"]),
+            node("Add", &["u", "inner"], &["places"]),
+            node("Reshape", &["x", "all"], &["flat"]),
+            node("Gather", &["flat", "places"], &["y"]),
+        ];
+        let number = |name, value| pb::TensorProto { dims: vec![], ..integers(name, &[value]) };
+        let mut places = integers("inner", &vec![0; inner as usize]);
+        places.dims = vec![1, inner];
+        let rest = [integers("axes", &[1]), integers("all", &[-1]), places];
+        let initializers = [number("zero", 0), number("one", 1)].into_iter().chain(rest).collect();
+        super::computed(&graph(&[-1, 1, 4, 4], &[-1, inner], nodes, initializers))
+    };
+    // The Range; with more elements than may be made of constants alone, the sum too.
+    assert_eq!(sum(16).unwrap(), [2].into());
+    assert_eq!(sum(768).unwrap(), [2, 4].into());
+}

@@ -87,11 +87,29 @@ macro_rules! number {
 number!(f32, f32s, F32_LANES, splat_f32s, as_simd_f32s, as_mut_simd_f32s, mul_add_e_f32s, reduce_sum_f32s);
 number!(f64, f64s, F64_LANES, splat_f64s, as_simd_f64s, as_mut_simd_f64s, mul_add_e_f64s, reduce_sum_f64s);
 
-/// Runs `work`, what is inlined into it, compiled for the vectors that this processor has.
+/// Runs a kernel for the vectors that this processor has.
 #[inline(always)]
-pub(super) fn vectorized<W: WithSimd>(work: W) -> W::Output {
+pub(super) fn kernel<W: WithSimd>(work: W) -> W::Output {
     static ARCH: OnceLock<Arch> = OnceLock::new();
     ARCH.get_or_init(Arch::new).dispatch(work)
+}
+
+/// Runs a loop compiled for the vectors that this processor has: a closure that is `inline(always)`, as all that it calls.
+#[inline(always)]
+pub(super) fn vectorized<R>(work: impl FnMut() -> R) -> R {
+    kernel(Loop(work))
+}
+
+struct Loop<F>(F);
+
+impl<R, F: FnMut() -> R> WithSimd for Loop<F> {
+    type Output = R;
+
+    // Not as `FnOnce`, whose shim would not be inlined.
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _: S) -> R {
+        (self.0)()
+    }
 }
 
 /// Numbers that are summed in their own precision before float64 takes over.
@@ -128,7 +146,14 @@ mod tests {
             let b: Vec<f32> = (0..len).map(|i| (i % 5) as f32).collect();
             let expected: f64 = (0..len).map(|i| f64::from((i % 7) * (i % 5))).sum();
             assert_eq!(sum(&a, &b, |a, b| a * b), expected, "{len}");
-            assert_eq!(vectorized(|| sum(&a, &b, |a, b| a * b)), expected, "{len}");
+            assert_eq!(
+                vectorized(
+                    #[inline(always)]
+                    || sum(&a, &b, |a, b| a * b)
+                ),
+                expected,
+                "{len}"
+            );
         }
     }
 }

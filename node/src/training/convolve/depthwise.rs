@@ -3,7 +3,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::super::number::{Number, vectorized};
+use super::super::number::{Number, kernel};
 use super::{Sizes, add};
 
 /// A padded plane of so many values is small, whatever it surrounds.
@@ -98,7 +98,7 @@ pub(super) fn depthwise<T: Number>(s: &Sizes, walk: &Walk, x: &[T], weight: &[T]
         for (start, outputs) in walk.starts.iter().zip(plane.chunks_mut(walk.rows * s.out[1])) {
             run.clear();
             run.resize(walk.len, T::zero());
-            vectorized(Correlate { out: &mut run, source: &padded[*start..], begins: &walk.taps, weights });
+            kernel(Correlate { out: &mut run, source: &padded[*start..], begins: &walk.taps, weights });
             walk.take(s, &run, outputs);
         }
     }
@@ -130,7 +130,7 @@ pub(super) fn depthwise_back<T: Number>(
             walk.put(s, slopes, &mut run[reach..]);
             if let Some(sums) = &mut sums {
                 let (slopes, values) = (&run[reach..reach + walk.len], &padded[*start..]);
-                vectorized(Products { slopes, values, begins: &walk.taps, sums: &mut sums[weights.clone()] });
+                kernel(Products { slopes, values, begins: &walk.taps, sums: &mut sums[weights.clone()] });
             }
             if gradient.is_some() && walk.len < reach {
                 // Of a long run around a short one most would be zeros.
@@ -139,7 +139,7 @@ pub(super) fn depthwise_back<T: Number>(
                 }
             } else if gradient.is_some() {
                 let out = &mut of_padded[*start..][..walk.len + reach];
-                vectorized(Correlate { out, source: &run, begins: &turned, weights: &weight[weights.clone()] });
+                kernel(Correlate { out, source: &run, begins: &turned, weights: &weight[weights.clone()] });
             }
         }
         if let Some(gradient) = &mut gradient {

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use pulp::{Simd, WithSimd};
 
-use super::super::number::{Number, vectorized};
+use super::super::number::{Number, kernel};
 use super::Sizes;
 
 /// Outputs and vectors of one tile: their products stay in registers.
@@ -66,7 +66,7 @@ impl Field {
             phases: s.strides,
             size,
             direct: s.is_pointwise(),
-            lanes: vectorized(Lanes::<T>(PhantomData)),
+            lanes: kernel(Lanes::<T>(PhantomData)),
             plane: 0,
             offsets: Vec::new(),
             vectors: Vec::new(),
@@ -93,7 +93,7 @@ impl Field {
             phases: [1, 1],
             size,
             direct: s.is_pointwise(),
-            lanes: vectorized(Lanes::<T>(PhantomData)),
+            lanes: kernel(Lanes::<T>(PhantomData)),
             plane: 0,
             offsets: Vec::new(),
             vectors: Vec::new(),
@@ -225,7 +225,7 @@ pub(super) fn correlate<T: Number>(
     for (group, (weights, out)) in weights.iter().zip(out.chunks_mut(outputs * field.plane)).enumerate() {
         let source = &source[group * field.channels * field.channel()..];
         let bias = bias.map(|bias| &bias[group * outputs..(group + 1) * outputs]);
-        vectorized(Correlate { field, source, weights, bias, out });
+        kernel(Correlate { field, source, weights, bias, out });
     }
 }
 
@@ -304,17 +304,21 @@ pub(super) fn correlate_weights<T: Number>(
     let source = if field.direct && whole { values } else { field.pad(values, padded) };
     let row = field.parts.len() * field.lanes;
     let outputs = slope.len() / field.plane / groups;
-    slopes.resize(outputs.next_multiple_of(ROWS) * row, T::zero());
     let windows = field.offsets.len();
+    let as_they_lie = whole && outputs.is_multiple_of(ROWS);
     let parts = slope.chunks(outputs * field.plane).zip(sum.chunks_mut(outputs * windows));
     for (group, (slope, sum)) in parts.enumerate() {
-        for (slope, line) in slope.chunks(field.plane).zip(slopes.chunks_mut(row)) {
-            for (part, vector) in field.parts.iter().zip(line.chunks_mut(field.lanes)) {
-                vector[..part.len].copy_from_slice(&slope[part.to..part.to + part.len]);
+        if !as_they_lie {
+            slopes.resize(outputs.next_multiple_of(ROWS) * row, T::zero());
+            for (slope, line) in slope.chunks(field.plane).zip(slopes.chunks_mut(row)) {
+                for (part, vector) in field.parts.iter().zip(line.chunks_mut(field.lanes)) {
+                    vector[..part.len].copy_from_slice(&slope[part.to..part.to + part.len]);
+                }
             }
         }
+        let slopes = if as_they_lie { slope } else { &slopes[..] };
         let source = &source[group * field.channels * field.channel()..];
-        vectorized(CorrelateWeights { field, source, slopes: &slopes[..], sum });
+        kernel(CorrelateWeights { field, source, slopes, sum });
     }
 }
 

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::number::kernel;
 use super::*;
 
 /// Deterministic numbers around 0.
@@ -136,7 +137,7 @@ fn layers_of_known_networks_go_the_way_that_is_meant_for_them() {
         (square(512, 512, 1, 4, 3, 1), false, false),
         (square(960, 160, 1, 3, 1, 1), false, false),
     ] {
-        let vectors = vectorized(direct::Lanes::<f32>(std::marker::PhantomData)) > 1;
+        let vectors = kernel(direct::Lanes::<f32>(std::marker::PhantomData)) > 1;
         assert_eq!(Field::of::<f32>(&s).is_some(), forth && vectors, "{s:?}");
         assert_eq!(Field::back::<f32>(&s).is_some(), back && vectors, "{s:?}");
         if s.outputs < 100 {

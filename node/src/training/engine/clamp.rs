@@ -71,7 +71,7 @@ fn clamp<T: Number>(values: &mut [T], low: T, high: T) {
         vectorized(
             #[inline(always)]
             || {
-                for value in values {
+                for value in values.iter_mut() {
                     let above = if *value < low { low } else { *value };
                     *value = if above > high { high } else { above };
                 }

@@ -4,7 +4,7 @@
 use super::super::TrainingError;
 use super::super::engine::Engine;
 use super::super::node::Node;
-use super::super::value::{Kind, MAX_INTEGERS, TensorRef, Value};
+use super::super::value::{Kind, MAX_INTEGERS, TensorRef, Value, whole};
 use super::{Built, Kernel, elements};
 
 pub(super) fn identity<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError> {
@@ -125,16 +125,24 @@ pub(super) fn unsqueeze<B: Engine>(node: &Node<'_>) -> Result<Built<B>, Training
     node.expect_inputs(1..=2)?;
     let axes = node.axes()?.ok_or_else(|| node.error("it has no axes"))?;
     if let Value::Integers(integers) = node.value(0)? {
-        return match (integers.scalar, axes.as_slice()) {
-            (true, [0 | -1]) => Ok(Built::integers(integers.values.clone(), false)),
-            _ => Err(node.error("only a single integer can be unsqueezed")),
-        };
+        let dims = if integers.scalar { vec![] } else { vec![integers.values.len()] };
+        let shape = unsqueezed(node, &axes, &dims)?;
+        if shape.len() <= 1 {
+            return Ok(Built::integers(integers.values.clone(), shape.is_empty()));
+        }
+        // Indices and masks: what has more axes is no shape.
+        let values = whole(&integers.values).ok_or_else(|| node.error("its integers are too large for a tensor"))?;
+        return Ok(Built::Constant { values, shape, kind: Kind::Integer });
     }
     let x = node.any(0)?;
-    let inserted = marked(node, &axes, x.shape.len() + axes.len())?;
-    let mut dims = x.shape.iter().copied();
-    let shape = inserted.iter().map(|&inserted| if inserted { 1 } else { dims.next().unwrap_or(1) }).collect();
-    Ok(Built::reshaped(x, shape))
+    Ok(Built::reshaped(x, unsqueezed(node, &axes, &x.shape)?))
+}
+
+/// A shape with axes of size 1 inserted, which `axes` counts in the result.
+fn unsqueezed(node: &Node<'_>, axes: &[i64], dims: &[usize]) -> Result<Vec<usize>, TrainingError> {
+    let inserted = marked(node, axes, dims.len().saturating_add(axes.len()))?;
+    let mut dims = dims.iter().copied();
+    Ok(inserted.iter().map(|&inserted| if inserted { 1 } else { dims.next().unwrap_or(1) }).collect())
 }
 
 /// Which of `rank` axes a list names; refuses one that is named twice.

@@ -299,6 +299,23 @@ pub(super) fn constants_from_shapes(check: Check<'_>) {
         .node("Slice", "rows none part axis", "some")
         .node("Mul", "z some", "y");
     check("positions", &model.flat("y"));
+    // As the new exporter writes a view by strides.
+    let model = scaled(17)
+        .integers_of("zero", &[], &[0])
+        .integers_of("one", &[], &[1])
+        .integers_of("stride", &[], &[6])
+        .integers("axes", &[1, 2])
+        .integers_of("inner", &[1, 6, 1], &[5, 1, 2, 3, 4, 0])
+        .integers("all", &[-1])
+        .node("Shape", "z", "shape")
+        .node("Gather", "shape zero", "batch")
+        .node("Range", "zero batch one", "samples")
+        .node("Mul", "samples stride", "starts")
+        .node("Unsqueeze", "starts axes", "lifted")
+        .node("Add", "lifted inner", "places")
+        .node("Reshape", "z all", "numbers")
+        .node("Gather", "numbers places", "y");
+    check("indices over the batch", &model.flat("y"));
     let model = scaled(17)
         .node_with("Constant", "", "c", &[("value_floats", Numbers(&[0.5, -1.0, 2.0]))])
         .node("Mul", "z c", "y");
