@@ -260,20 +260,20 @@ impl<T: Number> Correlate<'_, T> {
     fn tile<S: Simd, const N: usize>(&mut self, simd: S, vectors: &[[usize; 2]; N]) {
         let lanes = T::lanes::<S>();
         let (offsets, plane) = (&self.field.offsets[..], self.field.plane);
-        let span = vectors.iter().map(|[from, _]| from + lanes).max().unwrap_or(0);
+        let starts = vectors.map(|[from, _]| from);
+        let span = starts.iter().max().map_or(0, |last| last + lanes);
         let panels = self.weights.chunks_exact(offsets.len());
         for (panel, (weights, out)) in panels.zip(self.out.chunks_mut(ROWS * plane)).enumerate() {
-            let mut sums = [[T::splat(simd, T::zero()); N]; ROWS];
-            if let Some(bias) = self.bias {
-                for (sums, bias) in sums.iter_mut().zip(&bias[panel * ROWS..]) {
-                    *sums = [T::splat(simd, *bias); N];
-                }
-            }
+            // Nothing here may depend on a length, or the sums are kept in memory.
+            let bias: [T; ROWS] = std::array::from_fn(|row| {
+                self.bias.and_then(|bias| bias.get(panel * ROWS + row)).copied().unwrap_or_else(T::zero)
+            });
+            let mut sums = bias.map(|bias| [T::splat(simd, bias); N]);
             for (weights, offset) in weights.iter().zip(offsets) {
                 let source = &self.source[*offset..][..span];
                 let mut values = [T::splat(simd, T::zero()); N];
-                for (value, [from, _]) in values.iter_mut().zip(vectors) {
-                    *value = T::load(simd, &source[*from..]);
+                for (value, from) in values.iter_mut().zip(starts) {
+                    *value = T::load(simd, &source[from..]);
                 }
                 for (sums, weight) in sums.iter_mut().zip(weights) {
                     let weight = T::splat(simd, *weight);
@@ -282,7 +282,9 @@ impl<T: Number> Correlate<'_, T> {
                     }
                 }
             }
-            for (row, sums) in out.chunks_mut(plane).zip(sums) {
+            let mut rows = out.chunks_mut(plane);
+            for sums in sums {
+                let Some(row) = rows.next() else { break };
                 for (sum, [_, to]) in sums.into_iter().zip(vectors) {
                     T::store(simd, sum, &mut row[*to..]);
                 }
@@ -363,9 +365,13 @@ impl<T: Number> WithSimd for CorrelateWeights<'_, T> {
                             }
                         }
                     }
-                    for (sums, totals) in sums.chunks_mut(windows).zip(totals) {
-                        for (sum, total) in sums[index * VECTORS..].iter_mut().zip(totals) {
-                            *sum += T::total(simd, total);
+                    let mut rows = sums.chunks_mut(windows);
+                    for totals in totals {
+                        let Some(sums) = rows.next() else { break };
+                        for (at, total) in totals.into_iter().enumerate() {
+                            if let Some(sum) = sums.get_mut(index * VECTORS + at) {
+                                *sum += T::total(simd, total);
+                            }
                         }
                     }
                 }
