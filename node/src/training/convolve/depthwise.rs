@@ -218,7 +218,9 @@ impl<T: Number> WithSimd for Products<'_, T> {
                     *total = T::multiply_add(simd, slope, T::load(simd, &run[at..]), *total);
                 }
             }
-            for ((sum, total), run) in sums.iter_mut().zip(totals).zip(&runs) {
+            // As many as there are totals: were it the sums' number, these would be kept in memory.
+            for (at, (total, run)) in totals.into_iter().zip(&runs).enumerate() {
+                let Some(sum) = sums.get_mut(at) else { break };
                 *sum += T::total(simd, total);
                 for (slope, value) in self.slopes[whole..].iter().zip(&run[whole..]) {
                     *sum += *slope * *value;
