@@ -65,12 +65,7 @@ impl Field {
             before: s.pads,
             phases: s.strides,
             size,
-            direct: s.is_pointwise(),
-            lanes: kernel(Lanes::<T>(PhantomData)),
-            plane: 0,
-            offsets: Vec::new(),
-            vectors: Vec::new(),
-            parts: Vec::new(),
+            ..Field::empty::<T>(s)
         };
         field.laid(taps, [0, 0], s.out)
     }
@@ -90,16 +85,28 @@ impl Field {
             all: s.outputs,
             image: s.out,
             before: reach,
-            phases: [1, 1],
             size,
+            ..Field::empty::<T>(s)
+        };
+        field.laid(turned.collect(), s.pads, s.size)
+    }
+
+    /// Nothing yet, on either side.
+    fn empty<T: Number>(s: &Sizes) -> Field {
+        Field {
+            channels: 0,
+            all: 0,
+            image: [0; 2],
+            before: [0; 2],
+            phases: [1; 2],
+            size: [0; 2],
             direct: s.is_pointwise(),
             lanes: kernel(Lanes::<T>(PhantomData)),
             plane: 0,
             offsets: Vec::new(),
             vectors: Vec::new(),
             parts: Vec::new(),
-        };
-        field.laid(turned.collect(), s.pads, s.size)
+        }
     }
 
     /// With the taps' places, for outputs of this size whose first lies at `first`.
