@@ -80,14 +80,8 @@ impl Field {
         let size = [0, 1].map(|axis| s.size[axis] + s.pads[axis] + reach[axis]);
         let turned =
             s.taps().map(|(_, row, column)| [reach[0] - row * s.dilations[0], reach[1] - column * s.dilations[1]]);
-        let field = Field {
-            channels: outputs,
-            all: s.outputs,
-            image: s.out,
-            before: reach,
-            size,
-            ..Field::empty::<T>(s)
-        };
+        let field =
+            Field { channels: outputs, all: s.outputs, image: s.out, before: reach, size, ..Field::empty::<T>(s) };
         field.laid(turned.collect(), s.pads, s.size)
     }
 
