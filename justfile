@@ -16,7 +16,7 @@ test:
 demo *flags:
     cargo run --release -- demo {{flags}}
 
-# Format and lints, as CI checks them.
+# Format, and the lints that CI checks while it builds.
 lint:
     cargo fmt --all
     cargo clippy --release --workspace --all-targets -- -D warnings

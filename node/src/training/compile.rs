@@ -124,7 +124,10 @@ impl<'g, B: Engine> Compiler<'g, B> {
         self.elements = node.held();
         let values = match built {
             Built::Value(value) => vec![value],
-            Built::Constant { values, shape, kind } => vec![Value::Tensor(self.constant(proto, values, shape, kind)?)],
+            Built::Constant { values, shape, kind } => {
+                ranked(proto, &shape)?;
+                vec![Value::Tensor(self.constant(proto, values, shape, kind)?)]
+            }
             Built::Step(work) => self.step(proto, work)?,
         };
         // Further outputs (a mask, indices, statistics) stay undefined: a node that reads one is refused above.
@@ -209,9 +212,7 @@ impl<'g, B: Engine> Compiler<'g, B> {
 
     /// Counts a step's output in, and refuses shapes that training lacks.
     fn count(&mut self, proto: &NodeProto, shape: &[usize]) -> Result<(), TrainingError> {
-        if shape.len() > MAX_RANK || shape.contains(&0) {
-            return Err(node::error(proto, format!("its output has the shape {shape:?}, which training lacks")));
-        }
+        ranked(proto, shape)?;
         self.elements = node::bounded(proto, self.elements, "its output", shape)?;
         Ok(())
     }
@@ -249,5 +250,18 @@ fn mark_last_uses<B: Engine>(steps: &mut [Step<B>], output: usize, slots: usize)
                 *last = !std::mem::replace(used, true);
             }
         }
+    }
+}
+
+/// Refuses the shape of an output that has too many axes or no elements.
+fn ranked(proto: &NodeProto, shape: &[usize]) -> Result<(), TrainingError> {
+    let first = &shape[..shape.len().min(MAX_RANK)];
+    match (shape.len() > MAX_RANK, shape.contains(&0)) {
+        (true, _) => {
+            let problem = format!("its output has {} axes, {first:?} the first; training has {MAX_RANK}", shape.len());
+            Err(node::error(proto, problem))
+        }
+        (_, true) => Err(node::error(proto, format!("its output has the shape {shape:?}, which training lacks"))),
+        _ => Ok(()),
     }
 }

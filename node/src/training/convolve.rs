@@ -20,6 +20,8 @@ use depthwise::{Walk, depthwise, depthwise_back};
 use direct::Field;
 use unfolded::{Scratch, product, product_back};
 
+/// A padded copy of so many values is small, whatever it surrounds.
+const SMALL: usize = 4096;
 /// Fewest columns of one product, where the batch has them: narrow products read the weights too often.
 const COLUMNS: usize = 256;
 
@@ -168,7 +170,7 @@ pub(super) fn backward<T: Number>(
         .zip(x.par_chunks((samples * image).max(1)))
         .zip(slope.par_chunks((samples * plane).max(1)))
         .map(|((gradient, x), slope)| {
-            let mut sum = if want_weight { spare::zeros(weight.len()) } else { Vec::new() };
+            let mut sum = if want_weight { vec![T::zero(); weight.len()] } else { Vec::new() };
             let mut scratch = Scratch::default();
             let (mut of_x, mut of_slope, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
             let mut gradients = gradient.chunks_mut((together * image).max(1));
@@ -199,8 +201,7 @@ pub(super) fn backward<T: Number>(
         })
         .collect();
     let sum = sums.into_iter().reduce(|mut all, part| {
-        all.iter_mut().zip(&part).for_each(|(all, part)| *all += *part);
-        spare::give_vec(part);
+        all.iter_mut().zip(part).for_each(|(all, part)| *all += part);
         all
     });
     (want_x.then_some(gradient), sum.filter(|_| want_weight))

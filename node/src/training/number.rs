@@ -54,11 +54,13 @@ macro_rules! number {
 
             #[inline(always)]
             fn load<S: Simd>(simd: S, values: &[$type]) -> S::$vector {
+                debug_assert!(values.len() >= S::$lanes, "{} numbers are no vector", values.len());
                 S::$slices(values).0.first().copied().unwrap_or_else(|| simd.$splat(0.0))
             }
 
             #[inline(always)]
             fn store<S: Simd>(_: S, vector: S::$vector, values: &mut [$type]) {
+                debug_assert!(values.len() >= S::$lanes, "{} places take no vector", values.len());
                 if let Some(place) = S::$slices_mut(values).0.first_mut() {
                     *place = vector;
                 }

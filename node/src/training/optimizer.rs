@@ -10,8 +10,8 @@ mod tests;
 
 use burn::backend::{Backend, TensorMetadata};
 
+use super::Optimizer;
 use super::backend::{Plain, PlainTensor, Tensor};
-use super::{Optimizer, spare};
 
 /// State of the optimizer between steps.
 pub(super) struct Stepper<B: Backend> {
@@ -145,7 +145,6 @@ impl Store for Plain {
                 slices::adapt(&stepper.now, values, slopes, moments);
             }
         }
-        spare::give::<f32>(gradient);
     }
 
     fn clip(gradients: &mut [Option<PlainTensor>], limit: f32) {

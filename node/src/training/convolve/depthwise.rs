@@ -1,13 +1,10 @@
 //! Depthwise convolution: each channel has a filter of its own. A plane is copied once with its padding; then every tap of the
-//! filter is the same long run of numbers, begun elsewhere. Everything else is a product of matrices, in `convolve`.
+//! filter is the same long run of numbers, begun elsewhere.
 
 use pulp::{Simd, WithSimd};
 
 use super::super::number::{Number, kernel};
-use super::{Sizes, add};
-
-/// A padded plane of so many values is small, whatever it surrounds.
-const SMALL: usize = 4096;
+use super::{SMALL, Sizes, add};
 
 /// Vectors, or taps, that are summed side by side.
 const TILE: usize = 5;

@@ -6,13 +6,11 @@ use std::marker::PhantomData;
 use pulp::{Simd, WithSimd};
 
 use super::super::number::{Number, kernel};
-use super::Sizes;
+use super::{SMALL, Sizes};
 
 /// Outputs and vectors of one tile: their products stay in registers.
 const ROWS: usize = 4;
 const VECTORS: usize = 3;
-/// A padded plane of so many values is small, whatever it surrounds.
-const SMALL: usize = 4096;
 /// Weights of a group above this are read too often here, for a few vectors of outputs at a time.
 const WEIGHTS: usize = 1 << 20;
 /// Numbers of the source that the gradient of the weights takes at a time: they stay in the second cache.
@@ -67,7 +65,7 @@ impl Field {
             size,
             ..Field::empty::<T>(s)
         };
-        field.laid(taps, [0, 0], s.out)
+        field.laid(taps, [0, 0], s.out, s.outputs)
     }
 
     /// The slopes', seen by the inputs; only where the strides are 1.
@@ -82,7 +80,7 @@ impl Field {
             s.taps().map(|(_, row, column)| [reach[0] - row * s.dilations[0], reach[1] - column * s.dilations[1]]);
         let field =
             Field { channels: outputs, all: s.outputs, image: s.out, before: reach, size, ..Field::empty::<T>(s) };
-        field.laid(turned.collect(), s.pads, s.size)
+        field.laid(turned.collect(), s.pads, s.size, s.channels)
     }
 
     /// Nothing yet, on either side.
@@ -103,17 +101,21 @@ impl Field {
         }
     }
 
-    /// With the taps' places, for outputs of this size whose first lies at `first`.
-    fn laid(mut self, taps: Vec<[usize; 2]>, first: [usize; 2], out: [usize; 2]) -> Option<Field> {
+    /// With the taps' places, for planes of outputs of this size whose first lies at `first`.
+    fn laid(mut self, taps: Vec<[usize; 2]>, first: [usize; 2], out: [usize; 2], outputs: usize) -> Option<Field> {
         let lanes = self.lanes;
         self.plane = out[0] * out[1];
         let [height, width] = self.size;
         let plane = height.checked_mul(width)?;
         let channel = plane.checked_mul(self.phases[0])?.checked_mul(self.phases[1])?;
-        let most = 2 * (self.image[0] * self.image[1] + self.plane) + SMALL;
+        // The padded copy of a sample takes no more than its values do.
+        let values = |planes: usize, size: [usize; 2]| planes.saturating_mul(size[0]).saturating_mul(size[1]);
+        let most = values(self.all, self.image).saturating_add(values(outputs, out)).saturating_mul(2);
+        let padded = channel.checked_mul(self.all)?;
         let (runs, len) = if width == out[1] { (1, self.plane) } else { (out[0], out[1]) };
         // Vectors that compute few outputs twice.
-        if channel > most || lanes < 2 || len < lanes || 4 * len.div_ceil(lanes) * lanes > 5 * len {
+        if padded > most.saturating_add(SMALL) || lanes < 2 || len < lanes || 4 * len.div_ceil(lanes) * lanes > 5 * len
+        {
             return None;
         }
         for start in 0..self.channels {

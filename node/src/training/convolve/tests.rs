@@ -133,6 +133,8 @@ fn layers_of_known_networks_go_the_way_that_is_meant_for_them() {
         (square(16, 32, 1, 14, 5, 1), true, true),
         (square(3, 32, 1, 96, 3, 2), true, false),
         (square(96, 24, 1, 24, 1, 1), true, true),
+        // The gradient of its weights takes several turns.
+        (square(96, 24, 1, 48, 1, 1), true, true),
         (square(8, 12, 2, 16, 3, 1), true, true),
         (square(512, 512, 1, 4, 3, 1), false, false),
         (square(960, 160, 1, 3, 1, 1), false, false),
@@ -145,4 +147,9 @@ fn layers_of_known_networks_go_the_way_that_is_meant_for_them() {
         }
     }
     assert!(square(96, 96, 96, 24, 3, 1).depthwise().is_some());
+    // Padding that would make copies larger than all values.
+    let [mut padded, mut dilated] = [square(1 << 16, 4, 1, 8, 1, 1), square(1 << 16, 4, 1, 8, 2, 1)];
+    (padded.pads, padded.out) = ([28; 2], [64; 2]);
+    (dilated.dilations, dilated.pads, dilated.size, dilated.out) = ([31, 120], [15, 60], [1, 8], [1, 8]);
+    assert!([padded, dilated].iter().all(|s| Field::of::<f32>(s).is_none() && Field::back::<f32>(s).is_none()));
 }
