@@ -51,7 +51,7 @@ async fn a_draw_is_the_new_samples_and_a_balanced_part_of_the_old_ones() {
 
 /// The digits' classes come one after another, each once; after each, the model is trained on what `replay` draws from
 /// a store of 500 samples. Gives the accuracy over all classes of the test part, which is every fifth sample.
-async fn one_class_after_another(replay: Replay) -> f64 {
+async fn one_class_after_another(replay: Replay, seed: u64) -> f64 {
     let directory = TempDir::new().unwrap();
     let store = open(&directory, Limits { max_samples: 500, ..Limits::default() }).await;
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/zoo/digits_cnn.onnx"));
@@ -67,11 +67,11 @@ async fn one_class_after_another(replay: Replay) -> f64 {
     for class in 0..10 {
         let arrived = stream.iter().map(|(_, sample)| sample).filter(|sample| sample.label == class);
         store.add_many("m", arrived.map(|s| (s.input.clone(), s.label)).collect()).await.unwrap();
-        let draw = store.draw_for_training("m", replay, u64::from(class)).await.unwrap();
+        let draw = store.draw_for_training("m", replay, seed + u64::from(class)).await.unwrap();
         let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
         let optimizer =
             Optimizer::Adam { learning_rate: 0.002, beta1, beta2, epsilon, weight_decay: 0.0, decoupled: false };
-        let plan = Plan { optimizer, epochs: 20, batch_size: 32, seed: u64::from(class), ..Plan::default() };
+        let plan = Plan { optimizer, epochs: 20, batch_size: 32, seed: seed + u64::from(class), ..Plan::default() };
         let outcome = training::train(&model, &dataset(draw.samples), &plan, &|_| {}, &AtomicBool::new(false)).unwrap();
         model = model.with_weights(&outcome.weights).unwrap();
         store.mark_trained("m", draw.through).await.unwrap();
@@ -81,11 +81,21 @@ async fn one_class_after_another(replay: Replay) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_replay_classes_that_came_one_after_another_are_all_known_and_without_it_only_the_last() {
+    // A single course with little replay hangs on how sums are rounded: one seed gave 93.9 % and 83.3 %.
+    let median = async |replay| {
+        let mut found = Vec::new();
+        for seed in [0, 100, 200] {
+            found.push(one_class_after_another(replay, seed).await);
+        }
+        found.sort_by(f64::total_cmp);
+        println!("{replay:?}: {found:.3?}");
+        found[1]
+    };
     let (none, one, four, all) = tokio::join!(
-        one_class_after_another(Replay::Ratio(0.0)),
-        one_class_after_another(Replay::Ratio(1.0)),
-        one_class_after_another(Replay::Ratio(4.0)),
-        one_class_after_another(Replay::All),
+        median(Replay::Ratio(0.0)),
+        median(Replay::Ratio(1.0)),
+        median(Replay::Ratio(4.0)),
+        median(Replay::All),
     );
     println!(
         "accuracy over all classes: no replay {none:.3}, 1 to 1 {one:.3}, 4 to 1 {four:.3}, the whole store {all:.3}"

@@ -255,13 +255,9 @@ fn mark_last_uses<B: Engine>(steps: &mut [Step<B>], output: usize, slots: usize)
 
 /// Refuses the shape of an output that has too many axes or no elements.
 fn ranked(proto: &NodeProto, shape: &[usize]) -> Result<(), TrainingError> {
-    let first = &shape[..shape.len().min(MAX_RANK)];
-    match (shape.len() > MAX_RANK, shape.contains(&0)) {
-        (true, _) => {
-            let problem = format!("its output has {} axes, {first:?} the first; training has {MAX_RANK}", shape.len());
-            Err(node::error(proto, problem))
-        }
-        (_, true) => Err(node::error(proto, format!("its output has the shape {shape:?}, which training lacks"))),
-        _ => Ok(()),
+    if shape.len() <= MAX_RANK && !shape.contains(&0) {
+        return Ok(());
     }
+    let (first, axes) = (&shape[..shape.len().min(MAX_RANK)], shape.len());
+    Err(node::error(proto, format!("its output of {axes} axes has the shape {first:?}, which training lacks")))
 }
