@@ -81,25 +81,25 @@ async fn one_class_after_another(replay: Replay, seed: u64) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_replay_classes_that_came_one_after_another_are_all_known_and_without_it_only_the_last() {
-    // A single course with little replay hangs on how sums are rounded: one seed gave 93.9 % and 83.3 %.
-    let median = async |replay| {
-        let mut found = Vec::new();
-        for seed in [0, 100, 200] {
-            found.push(one_class_after_another(replay, seed).await);
+    // A single course hangs on how sums are rounded, the more the less is replayed: three each, the least first.
+    let courses = async |replay| {
+        let mut found = [0.0; 3];
+        for (course, seed) in found.iter_mut().zip([0, 100, 200]) {
+            *course = one_class_after_another(replay, seed).await;
         }
         found.sort_by(f64::total_cmp);
-        println!("{replay:?}: {found:.3?}");
-        found[1]
+        found
     };
     let (none, one, four, all) = tokio::join!(
-        median(Replay::Ratio(0.0)),
-        median(Replay::Ratio(1.0)),
-        median(Replay::Ratio(4.0)),
-        median(Replay::All),
+        courses(Replay::Ratio(0.0)),
+        courses(Replay::Ratio(1.0)),
+        courses(Replay::Ratio(4.0)),
+        courses(Replay::All),
     );
     println!(
-        "accuracy over all classes: no replay {none:.3}, 1 to 1 {one:.3}, 4 to 1 {four:.3}, the whole store {all:.3}"
+        "accuracy over all classes: no replay {none:.3?}, 1 to 1 {one:.3?}, 4 to 1 {four:.3?}, the whole store {all:.3?}"
     );
-    assert!(none < 0.3, "{none}");
-    assert!(four >= 0.9 && all >= 0.9, "{four} {all}");
+    assert!(none[2] < 0.3, "{none:?}");
+    assert!(none[1] < one[1] && one[1] < four[1], "{none:?} {one:?} {four:?}");
+    assert!(all[0] >= 0.9, "{all:?}");
 }
