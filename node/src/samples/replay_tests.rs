@@ -101,5 +101,5 @@ async fn with_replay_classes_that_came_one_after_another_are_all_known_and_witho
     );
     assert!(none[2] < 0.3, "{none:?}");
     assert!(none[1] < one[1] && one[1] < four[1], "{none:?} {one:?} {four:?}");
-    assert!(all[0] >= 0.9, "{all:?}");
+    assert!(all[0] >= 0.9 && four[2] >= 0.9, "{all:?} {four:?}");
 }

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::convolve::Sizes;
-use super::number::{Number, vectorized};
+use super::number::Number;
 use super::spare;
 
 /// Where a maximum came from; a window that lies in the padding alone has none.
@@ -26,37 +26,18 @@ pub(super) fn forward<T: Number>(s: &Sizes, x: &[T], below: T) -> (Vec<T>, Vec<u
             for row in s.inside(0, row_tap) {
                 let start = s.input(0, row_tap, row) * s.size[1] + s.input(1, column_tap, inner.start);
                 let line = row * s.out[1] + inner.start..row * s.out[1] + inner.end;
-                let (out, places) = (&mut out[line.clone()], &mut places[line]);
-                // Steps that are known make vectors.
-                match s.strides[1] {
-                    1 => vectorized(
-                        #[inline(always)]
-                        || greater(&image[start..], start, 1, out, places),
-                    ),
-                    2 => vectorized(
-                        #[inline(always)]
-                        || greater(&image[start..], start, 2, out, places),
-                    ),
-                    stride => greater(&image[start..], start, stride, out, places),
+                let found = image[start..].iter().step_by(s.strides[1]).zip((start..).step_by(s.strides[1]));
+                let best = out[line.clone()].iter_mut().zip(&mut places[line]);
+                for ((best, place), (value, at)) in best.zip(found) {
+                    let is_nan = value.partial_cmp(value).is_none();
+                    let greater = (*value > *best) | (*place == NOWHERE) | is_nan;
+                    *best = if greater { *value } else { *best };
+                    *place = if greater { at as u32 } else { *place };
                 }
             }
         }
     });
     (out, places)
-}
-
-/// Takes what is greater of every `stride`-th value, which lie in their plane from `start` on.
-#[inline(always)]
-fn greater<T: Number>(values: &[T], start: usize, stride: usize, out: &mut [T], places: &mut [u32]) {
-    let Some(last) = out.len().checked_sub(1) else { return };
-    let (values, places) = (&values[..last * stride + 1], &mut places[..out.len()]);
-    for index in 0..out.len() {
-        let (value, at) = (values[index * stride], (start + index * stride) as u32);
-        let is_nan = value.partial_cmp(&value).is_none();
-        let greater = (value > out[index]) | (places[index] == NOWHERE) | is_nan;
-        out[index] = if greater { value } else { out[index] };
-        places[index] = if greater { at } else { places[index] };
-    }
 }
 
 /// The gradient with respect to x: each slope goes where its maximum came from.
