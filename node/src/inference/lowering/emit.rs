@@ -3,7 +3,8 @@
 
 use super::graph::{Builder, Refusal};
 use super::kernels::elementwise::Affine;
-use super::kernels::{self, DepthwiseWeights, Isa, Range, Weights};
+use super::kernels::depthwise::Filters;
+use super::kernels::{self, Isa, Range, Weights};
 use super::program::Step;
 use super::steps::{AveragePool, Concat, Conv, Depthwise, Output, Packed, Permute, Product, Sum, Winograd};
 use super::value::{Kind, Known, Linear, Pending, Tensor};
@@ -103,7 +104,7 @@ impl Builder {
         let winograd = codes.filter(|_| *groups == 1 && Winograd::gains(window, columns));
         let winograd = winograd.filter(|_| !(isa.multiplies_bytes() && (0..columns).all(narrow)));
         self.reserve(match (depthwise, winograd) {
-            (Some(_), _) => DepthwiseWeights::packed_bytes(columns, window.taps()),
+            (Some(_), _) => Filters::packed_bytes(columns, window.taps()),
             (_, Some(_)) => Winograd::packed_bytes(window, columns),
             _ => groups.saturating_mul(size_of::<Packed>() + Weights::packed_bytes(each, *depth)),
         })?;
@@ -115,10 +116,10 @@ impl Builder {
         let (from, padding) = (x.id, input.zero as u8);
         let at = |column: usize, k: usize| linear.weight(column, k) as i16;
         if let Some(range) = depthwise {
-            let weights = DepthwiseWeights::pack(columns, window.taps(), at, &folded, &multiplier);
+            let filters = Filters::pack(isa, columns, window.kernel, at, &folded, &multiplier);
             return Ok(Step::Depthwise {
                 from,
-                conv: Box::new(Depthwise { window: *window, weights, padding, range }),
+                conv: Box::new(Depthwise { window: *window, filters, padding, range }),
             });
         }
         if let Some(range) = winograd

@@ -11,6 +11,8 @@ use super::{SMALL, Sizes};
 /// Outputs and vectors of one tile: their products stay in registers.
 const ROWS: usize = 4;
 const VECTORS: usize = 3;
+/// Most numbers of a vector: float32 in 512 bits.
+const MOST_LANES: usize = 16;
 /// Weights of a group above this are read too often here, for a few vectors of outputs at a time.
 const WEIGHTS: usize = 1 << 20;
 /// Numbers of the source that the gradient of the weights takes at a time: they stay in the second cache.
@@ -35,6 +37,8 @@ pub(super) struct Field {
     offsets: Vec<usize>,
     /// Where each vector of outputs begins, seen from output 0 of the first tap, and where it goes.
     vectors: Vec<[usize; 2]>,
+    /// Outputs that each of them gives: all, or a whole row of a small plane.
+    given: usize,
     /// The same with no output twice.
     parts: Vec<Part>,
 }
@@ -97,6 +101,7 @@ impl Field {
             plane: 0,
             offsets: Vec::new(),
             vectors: Vec::new(),
+            given: 0,
             parts: Vec::new(),
         }
     }
@@ -113,11 +118,13 @@ impl Field {
         let most = values(self.all, self.image).saturating_add(values(outputs, out)).saturating_mul(2);
         let padded = channel.checked_mul(self.all)?;
         let (runs, len) = if width == out[1] { (1, self.plane) } else { (out[0], out[1]) };
-        // Vectors that compute few outputs twice.
-        if padded > most.saturating_add(SMALL) || lanes < 2 || len < lanes || 4 * len.div_ceil(lanes) * lanes > 5 * len
-        {
+        // Vectors that compute few outputs twice, or for nothing.
+        if padded > most.saturating_add(SMALL) || lanes < 2 || len == 0 || 4 * len.div_ceil(lanes) * lanes > 5 * len {
             return None;
         }
+        // Behind a row that is shorter than a vector something has to lie.
+        self.given = len.min(lanes);
+        self.direct &= self.given == lanes;
         for start in 0..self.channels {
             for [row, column] in &taps {
                 let [down, across] = self.phases;
@@ -128,7 +135,7 @@ impl Field {
         for run in 0..runs {
             let (from, to) = ((first[0] + run) * width + first[1], run * out[1]);
             for begin in (0..len).step_by(lanes) {
-                let full = begin.min(len - lanes);
+                let full = begin.min(len - self.given);
                 self.vectors.push([from + full, to + full]);
                 self.parts.push(Part { from: from + begin, to: to + begin, len: lanes.min(len - begin) });
             }
@@ -289,7 +296,13 @@ impl<T: Number> Correlate<'_, T> {
             for sums in sums {
                 let Some(row) = rows.next() else { break };
                 for (sum, [_, to]) in sums.into_iter().zip(vectors) {
-                    T::store(simd, sum, &mut row[*to..]);
+                    if self.field.given == lanes {
+                        T::store(simd, sum, &mut row[*to..]);
+                    } else {
+                        let mut whole = [T::zero(); MOST_LANES];
+                        T::store(simd, sum, &mut whole);
+                        row[*to..][..self.field.given].copy_from_slice(&whole[..self.field.given]);
+                    }
                 }
             }
         }

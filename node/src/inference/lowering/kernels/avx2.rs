@@ -5,7 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, DepthwiseWeights, Panel, Range, Target, Weights};
+use super::depthwise::WordFilters;
+use super::{BLOCK, Panel, Range, Target, Weights};
 
 /// Rows of one block: 12 of the 16 registers hold sums.
 const ROWS: usize = 6;
@@ -256,13 +257,13 @@ pub(super) unsafe fn widen(from: &[u8], step: usize, rows: usize, len: usize, to
 /// `PAIRS` is half the number of taps where that is known while compiling, else 0.
 ///
 /// # Safety
-/// As `kernels::depthwise` asserts; the CPU has AVX2.
+/// As `depthwise::convolve` asserts; the CPU has AVX2.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn depthwise<const PAIRS: usize>(
     taps: &[&[u8]],
     step: usize,
     pixels: usize,
-    weights: &DepthwiseWeights,
+    weights: &WordFilters,
     range: Range,
     out: &mut [u8],
 ) {

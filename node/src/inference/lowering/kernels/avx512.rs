@@ -1,4 +1,4 @@
-//! The matrix kernels for AVX-512 VNNI: one register for sixteen columns, twelve rows; products of 16 bits in the same blocks as
+//! The kernels for AVX-512 VNNI: one register for sixteen columns, twelve rows; products of 16 bits in the same blocks as
 //! AVX2's, and products of bytes over two blocks at a time. Bounds are checked by the callers in `kernels` and `bytes`; layouts
 //! are described there.
 
@@ -8,6 +8,8 @@ use std::arch::x86_64::*;
 
 use super::bytes::{BytePanel, ByteWeights};
 use super::{BLOCK, Panel, Range, Target, Weights};
+
+pub(super) mod depthwise;
 
 /// Rows of one block: enough independent sums to hide the latency of `vpdpwssd`.
 const ROWS: usize = 12;
@@ -225,6 +227,26 @@ unsafe fn byte_tile<const M: usize, const N: usize>(
             let columns = (weights.columns - first).min(BLOCK);
             for (m, sums) in sums.iter().enumerate() {
                 store(target, (row + m) * stride + first, sums[n], columns, scale);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As `bytes::copy_rows` asserts; the CPU has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn copy_rows(from: &[u8], step: usize, rows: usize, len: usize, to: &mut [u8], stride: usize) {
+    let (whole, left) = (len / 64 * 64, len % 64);
+    let mask = (1u64 << left) - 1;
+    for row in 0..rows {
+        // SAFETY: both slices hold `len` from each row on; the mask ends a row's last load and store there.
+        unsafe {
+            let (from, to) = (from.as_ptr().add(row * step).cast::<i8>(), to.as_mut_ptr().add(row * stride).cast::<i8>());
+            for at in (0..whole).step_by(64) {
+                _mm512_storeu_epi8(to.add(at), _mm512_loadu_epi8(from.add(at)));
+            }
+            if left > 0 {
+                _mm512_mask_storeu_epi8(to.add(whole), mask, _mm512_maskz_loadu_epi8(mask, from.add(whole)));
             }
         }
     }

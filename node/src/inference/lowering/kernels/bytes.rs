@@ -79,6 +79,25 @@ pub(crate) fn multiply(isa: Isa, panel: BytePanel<'_>, weights: &ByteWeights, ta
     }
 }
 
+/// Rows of codes: row `r` from `from[r × step..]` to `to[r × stride..]`, `len` each. Panics where a slice lacks place.
+#[inline]
+pub(crate) fn copy_rows(isa: Isa, from: &[u8], step: usize, rows: usize, len: usize, to: &mut [u8], stride: usize) {
+    if rows == 0 {
+        return;
+    }
+    assert!(from.len() >= (rows - 1) * step + len && to.len() >= (rows - 1) * stride + len, "rows are too short");
+    match isa {
+        // SAFETY: the CPU has the features, and both slices hold `len` from each row on.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => unsafe { super::avx512::copy_rows(from, step, rows, len, to, stride) },
+        _ => {
+            for row in 0..rows {
+                to[row * stride..][..len].copy_from_slice(&from[row * step..][..len]);
+            }
+        }
+    }
+}
+
 /// What the others must equal bit for bit.
 fn reference(panel: BytePanel<'_>, weights: &ByteWeights, mut target: Target<'_>, stride: usize) {
     for (block, data) in weights.data.chunks_exact(weights.fours * BLOCK * 4).enumerate() {

@@ -1,11 +1,11 @@
-//! Loops over codes: quantize, dequantize, add, multiply, tables, pooling. Plain Rust, compiled a second time for AVX2.
+//! Loops over codes: quantize, dequantize, add, multiply, tables, pooling. Plain Rust, compiled again for AVX2 and AVX-512.
 //! Which values they meet, and in which order they lie, is `steps`' matter.
 
 #![allow(unsafe_code)]
 
 use super::{Isa, Range, code};
 
-/// Defines a function that runs `body` compiled for AVX2 where the CPU has it.
+/// Defines a function that runs `body` compiled for AVX2 or AVX-512 where the CPU has it.
 macro_rules! vectorized {
     ($(#[$doc:meta])* $name:ident ( $($arg:ident : $type:ty),* ) $body:block) => {
         $(#[$doc])*
@@ -21,9 +21,17 @@ macro_rules! vectorized {
                 fn avx2($($arg: $type),*) {
                     body($($arg),*);
                 }
-                if isa != Isa::Portable {
-                    // SAFETY: the other values are made only where the CPU has AVX2.
-                    return unsafe { avx2($($arg),*) };
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($arg: $type),*) {
+                    body($($arg),*);
+                }
+                match isa {
+                    Isa::Portable => {}
+                    // SAFETY: these values are made only where the CPU has AVX2.
+                    Isa::Avx2 | Isa::AvxVnni => return unsafe { avx2($($arg),*) },
+                    // SAFETY: this value is made only where the CPU has these features.
+                    Isa::Avx512Vnni => return unsafe { avx512($($arg),*) },
                 }
             }
             let _ = isa;

@@ -14,6 +14,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 pub(super) mod bytes;
+pub(super) mod depthwise;
 pub(super) mod elementwise;
 mod scalar;
 #[cfg(test)]
@@ -244,102 +245,6 @@ pub(crate) fn widen(isa: Isa, from: &[u8], step: usize, rows: usize, len: usize,
                 }
             }
         }
-    }
-}
-
-/// Weights of a depthwise convolution, for each block of 16 channels and pair of taps 32 values in the order in which
-/// AVX2 unpacks: channels 0-3, 8-11, then 4-7, 12-15, each channel with its two taps.
-#[derive(Clone, Debug)]
-pub(crate) struct DepthwiseWeights {
-    pub channels: usize,
-    /// Kernel positions.
-    pub taps: usize,
-    /// `[blocks, ceil(taps / 2), 32]`.
-    data: Vec<i16>,
-    /// `[blocks × BLOCK]`, in the same order as the data's channels.
-    bias: Vec<i32>,
-    /// `[blocks × BLOCK]`, in the same order.
-    multiplier: Vec<f32>,
-}
-
-/// Channel of each of the 16 places of a depthwise block.
-const ORDER: [usize; BLOCK] = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15];
-
-impl DepthwiseWeights {
-    /// Bytes that [`DepthwiseWeights::pack`] takes.
-    pub(crate) fn packed_bytes(channels: usize, taps: usize) -> usize {
-        Weights::packed_bytes(channels, taps)
-    }
-
-    /// Packs weights given as `at(channel, tap)`. `bias` and `multiplier` hold `channels` values.
-    pub(crate) fn pack(
-        channels: usize,
-        taps: usize,
-        at: impl Fn(usize, usize) -> i16,
-        bias: &[i32],
-        multiplier: &[f32],
-    ) -> DepthwiseWeights {
-        let (blocks, pairs) = (channels.div_ceil(BLOCK), taps.div_ceil(2));
-        let mut weights = DepthwiseWeights {
-            channels,
-            taps,
-            data: vec![0; blocks * pairs * 32],
-            bias: vec![0; blocks * BLOCK],
-            multiplier: vec![0.0; blocks * BLOCK],
-        };
-        for block in 0..blocks {
-            for (place, &within) in ORDER.iter().enumerate() {
-                let channel = block * BLOCK + within;
-                if channel >= channels {
-                    continue;
-                }
-                weights.bias[block * BLOCK + place] = bias[channel];
-                weights.multiplier[block * BLOCK + place] = multiplier[channel];
-                for tap in 0..taps {
-                    weights.data[(block * pairs + tap / 2) * 32 + place * 2 + tap % 2] = at(channel, tap);
-                }
-            }
-        }
-        weights
-    }
-
-    /// Bytes held.
-    pub(crate) fn bytes(&self) -> usize {
-        self.data.len() * 2 + self.bias.len() * 8
-    }
-}
-
-/// Output pixels of a depthwise convolution that lie side by side: pixel `p` sees `taps[t][p × step..]` at kernel position `t`, an
-/// odd number of positions completed by any of them. Results go to `out`, `[pixels, channels]`. Each tap must reach whole
-/// blocks of 16 channels; panics otherwise.
-#[inline]
-pub(crate) fn depthwise(
-    isa: Isa,
-    taps: &[&[u8]],
-    step: usize,
-    pixels: usize,
-    weights: &DepthwiseWeights,
-    range: Range,
-    out: &mut [u8],
-) {
-    let blocks = weights.channels.div_ceil(BLOCK);
-    let pairs = weights.taps.div_ceil(2);
-    assert!(taps.len() == pairs * 2 && out.len() >= pixels * weights.channels);
-    assert!(weights.data.len() >= blocks * pairs * 32 && weights.bias.len() >= blocks * BLOCK);
-    let reach = pixels.saturating_sub(1) * step + blocks * BLOCK;
-    assert!(taps.iter().all(|tap| tap.len() >= reach), "the input lacks slack");
-    match isa {
-        // SAFETY: the CPU has AVX2; each tap has blocks × 16 bytes from each pixel on, and whole blocks of results are
-        // written only where `out` has place.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => unsafe {
-            match pairs {
-                5 => avx2::depthwise::<5>(taps, step, pixels, weights, range, out),
-                13 => avx2::depthwise::<13>(taps, step, pixels, weights, range, out),
-                _ => avx2::depthwise::<0>(taps, step, pixels, weights, range, out),
-            }
-        },
-        _ => scalar::depthwise(taps, step, pixels, weights, range, out),
     }
 }
 

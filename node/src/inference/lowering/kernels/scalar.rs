@@ -1,7 +1,8 @@
 //! The reference: what every other kernel must equal bit for bit.
 //! Speed is not its matter.
 
-use super::{BLOCK, DepthwiseWeights, ORDER, Panel, Range, Target, Weights, code};
+use super::depthwise::{ORDER, WordFilters};
+use super::{BLOCK, Panel, Range, Target, Weights, code};
 
 pub(super) fn multiply(panel: Panel<'_>, weights: &Weights, mut target: Target<'_>, stride: usize) {
     for (block, data) in weights.data.chunks_exact(weights.pairs * BLOCK * 2).enumerate() {
@@ -42,7 +43,7 @@ pub(super) fn depthwise(
     taps: &[&[u8]],
     step: usize,
     pixels: usize,
-    weights: &DepthwiseWeights,
+    weights: &WordFilters,
     range: Range,
     out: &mut [u8],
 ) {

@@ -5,6 +5,7 @@
 
 use proptest::prelude::*;
 
+use super::depthwise::{Filters, convolve};
 use super::elementwise::{self, Affine};
 use super::*;
 
@@ -96,17 +97,17 @@ proptest! {
 
     #[test]
     fn depthwise_kernels_equal_the_reference(
-        channels in 1usize..70, taps in 1usize..27, step in 0usize..50, pixels in 1usize..5, seed: u64, zero: u8,
-        low: u8, high: u8, scale in 1e-5f32..0.1,
+        channels in 1usize..200, taps in 1usize..27, step in 0usize..50, pixels in 1usize..5, seed: u64, zero: u8,
+        low: u8, high: u8, scale in 1e-5f32..0.1, narrow: bool,
     ) {
         let mut next = noise(seed);
         let input: Vec<u8> = (0..channels * 30 + 5 * step + SLACK).map(|_| next() as u8).collect();
         let seen: Vec<&[u8]> =
-            (0..taps.next_multiple_of(2)).map(|_| &input[next() as usize % 30 * channels..]).collect();
+            (0..taps.next_multiple_of(4)).map(|_| &input[next() as usize % 30 * channels..]).collect();
         let bias: Vec<i32> = (0..channels).map(|_| (next() % 20_000) as i32 - 10_000).collect();
         let multiplier: Vec<f32> = (0..channels).map(|_| scale * (1.0 + (next() % 100) as f32)).collect();
-        let table: Vec<i16> = (0..channels * taps).map(|_| (next() % 511) as i16 - 255).collect();
-        let weights = DepthwiseWeights::pack(channels, taps, |c, t| table[c * taps + t], &bias, &multiplier);
+        let reach = if narrow { 128 } else { 255 };
+        let table: Vec<i16> = (0..channels * taps).map(|_| (next() % (2 * reach)) as i16 - reach as i16).collect();
         let range = range(zero, low, high);
         let mut expected = Vec::new();
         for (pixel, channel) in (0..pixels).flat_map(|p| (0..channels).map(move |c| (p, c))) {
@@ -116,8 +117,10 @@ proptest! {
             expected.push(code((sum + bias[channel]) as f32 * multiplier[channel], range));
         }
         for isa in Isa::available() {
+            let filters = Filters::pack(isa, channels, [1, taps], |c, t| table[c * taps + t], &bias, &multiplier);
+            prop_assert_eq!(matches!(filters, Filters::Bytes(_)), isa == Isa::Avx512Vnni && narrow);
             let mut found = vec![0; pixels * channels];
-            depthwise(isa, &seen, step, pixels, &weights, range, &mut found);
+            convolve(isa, &seen[..filters.places()], step, pixels, &filters, range, &mut found);
             prop_assert_eq!(&found, &expected, "{}", isa.name());
         }
     }

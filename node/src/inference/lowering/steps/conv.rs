@@ -95,10 +95,8 @@ impl Lane for u8 {
         code
     }
 
-    fn lay(_: Isa, from: &[u8], step: usize, rows: usize, len: usize, to: &mut [u8], stride: usize) {
-        for row in 0..rows {
-            to[row * stride..][..len].copy_from_slice(&from[row * step..][..len]);
-        }
+    fn lay(isa: Isa, from: &[u8], step: usize, rows: usize, len: usize, to: &mut [u8], stride: usize) {
+        bytes::copy_rows(isa, from, step, rows, len, to, stride);
     }
 }
 

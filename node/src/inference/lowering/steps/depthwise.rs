@@ -2,13 +2,14 @@
 //! Grouped convolutions with several channels a group are `conv`'s.
 
 use super::Window;
-use crate::inference::lowering::kernels::{self, DepthwiseWeights, Isa, Range, SLACK};
+use crate::inference::lowering::kernels::depthwise::{Filters, convolve};
+use crate::inference::lowering::kernels::{Isa, Range, SLACK};
 
 /// A depthwise convolution with as many output as input channels.
 #[derive(Clone, Debug)]
 pub(in crate::inference::lowering) struct Depthwise {
     pub window: Window,
-    pub weights: DepthwiseWeights,
+    pub filters: Filters,
     /// Code of the padding: the input's zero point, whose contribution the bias takes away again.
     pub padding: u8,
     pub range: Range,
@@ -20,8 +21,8 @@ impl Depthwise {
         let window = &self.window;
         let channels = window.c;
         // A line of padding stands in for lines above and below the image.
-        let padding = vec![self.padding; window.w.max(1) * channels + SLACK];
-        let mut taps: Vec<&[u8]> = vec![&padding; window.taps().next_multiple_of(2)];
+        let padding = vec![self.padding; (window.w + window.kernel[1]) * channels + SLACK];
+        let mut taps: Vec<&[u8]> = vec![&padding; self.filters.places()];
         let inner = window.inner(0..window.kernel[1]);
         let mut lines = y.chunks_exact_mut((window.out[1] * channels).max(1));
         for image in 0..batch {
@@ -33,7 +34,7 @@ impl Depthwise {
                     self.see(x, oy, ox, &padding, &mut taps);
                     let step = window.stride[1] * channels;
                     let out = &mut line[ox * channels..];
-                    kernels::depthwise(isa, &taps, step, pixels, &self.weights, self.range, out);
+                    convolve(isa, &taps, step, pixels, &self.filters, self.range, out);
                     ox += pixels;
                 }
             }
@@ -44,19 +45,20 @@ impl Depthwise {
     #[inline]
     fn see<'x>(&self, x: &'x [u8], oy: usize, ox: usize, padding: &'x [u8], taps: &mut [&'x [u8]]) {
         let window = &self.window;
-        for (ky, taps) in taps.chunks_mut(window.kernel[1]).take(window.kernel[0]).enumerate() {
+        for ky in 0..window.kernel[0] {
             let row = window.row(oy, ky);
-            for (kx, tap) in taps.iter_mut().enumerate() {
-                *tap = match (row, window.column(ox, kx)) {
+            for kx in 0..window.kernel[1] {
+                taps[self.filters.place(ky * window.kernel[1] + kx)] = match (row, window.column(ox, kx)) {
                     (Some(iy), Some(ix)) => &x[(iy * window.w + ix) * window.c..],
-                    _ => padding,
+                    // Columns lie side by side here too.
+                    _ => &padding[kx * window.c..],
                 };
             }
         }
     }
 
-    /// Bytes of packed weights.
+    /// Bytes of packed filters.
     pub(in crate::inference::lowering) fn bytes(&self) -> usize {
-        self.weights.bytes()
+        self.filters.bytes()
     }
 }
