@@ -22,9 +22,9 @@ import numpy as np
 # Name: input of one sample, batch, steps of the short and of the long run.
 MODELS = {
     "mlp": ((784,), 32, 50, 1050),
-    "cnn": ((1, 28, 28), 32, 5, 85),
-    "resnet18": ((3, 32, 32), 32, 1, 6),
-    "mobilenet_v2": ((3, 96, 96), 16, 1, 6),
+    "cnn": ((1, 28, 28), 32, 5, 165),
+    "resnet18": ((3, 32, 32), 32, 2, 22),
+    "mobilenet_v2": ((3, 96, 96), 16, 2, 14),
 }
 CLASSES = 10
 RATE, MOMENTUM = 0.01, 0.9

@@ -1,5 +1,5 @@
 //! Convolution of images on the CPU, forward and backward, in three ways: depthwise over padded planes, directly where the
-//! windows lie, and by products of matrices over unfolded windows.
+//! windows lie, and in vectors of channels.
 //! Plain numbers in, plain numbers out; how it meets a backend and its tape is in `engine`.
 
 use std::ops::Range;
@@ -9,21 +9,18 @@ use rayon::prelude::*;
 use super::number::{Number, sum, vectorized};
 use super::spare;
 
+mod channels;
 mod depthwise;
 mod direct;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests;
-mod unfolded;
 
 use depthwise::{Walk, depthwise, depthwise_back};
 use direct::Field;
-use unfolded::{Scratch, product, product_back};
 
 /// A padded copy of so many values is small, whatever it surrounds.
 const SMALL: usize = 4096;
-/// Fewest columns of one product, where the batch has them: narrow products read the weights too often.
-const COLUMNS: usize = 256;
 
 /// Sizes of one convolution; x is [batch, channels, size], the weight [outputs, channels / groups, kernel], the result
 /// [batch, outputs, out], all row-major.
@@ -71,12 +68,6 @@ impl Sizes {
         self.kernel == [1, 1] && self.strides == [1, 1] && self.pads == [0, 0] && self.out == self.size
     }
 
-    /// Samples of one product.
-    fn together(&self) -> usize {
-        let most = self.batch.div_ceil(rayon::current_num_threads().max(1)).max(1);
-        COLUMNS.div_ceil(self.plane().max(1)).clamp(1, most)
-    }
-
     /// Where the kernel's row or column `tap` begins in the image, for output 0.
     fn offset(&self, axis: usize, tap: usize) -> isize {
         (tap * self.dilations[axis]) as isize - self.pads[axis] as isize
@@ -103,41 +94,23 @@ impl Sizes {
     }
 }
 
-/// How a convolution is computed.
-enum Way<T: Number> {
-    /// Each channel has a filter of its own.
-    Depthwise(Walk),
-    /// Windows read where they lie, with the weights as it takes them.
-    Direct(Field, direct::Weights<T>),
-    /// Products of matrices.
-    Unfolded,
-}
-
 /// The convolution, with a bias for each output where given.
 pub(super) fn forward<T: Number>(s: &Sizes, x: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<T> {
     let mut out = spare::take(s.batch * s.outputs * s.plane());
-    let way = match (s.depthwise(), Field::of::<T>(s)) {
-        (Some(walk), _) => Way::Depthwise(walk),
-        (None, Some(field)) => Way::Direct(field, direct::weights(s, weight)),
-        (None, None) => Way::Unfolded,
-    };
-    let together = if matches!(way, Way::Unfolded) { s.together() } else { 1 };
-    out.par_chunks_mut((together * s.outputs * s.plane()).max(1))
-        .zip(x.par_chunks((together * s.channels * s.image()).max(1)))
-        .for_each_init(Scratch::default, |scratch, (out, x)| {
-            match &way {
-                Way::Depthwise(walk) => depthwise(s, walk, x, weight, out),
-                Way::Direct(field, weights) => {
-                    return direct::correlate(field, x, weights, bias, out, &mut scratch.columns);
-                }
-                Way::Unfolded => product(s, x, weight, out, scratch),
-            }
-            if let Some(bias) = bias {
-                for (plane, bias) in out.chunks_mut(s.plane()).zip(bias.iter().cycle()) {
-                    plane.iter_mut().for_each(|value| *value += *bias);
-                }
+    let samples = out.par_chunks_mut((s.outputs * s.plane()).max(1)).zip(x.par_chunks((s.channels * s.image()).max(1)));
+    if let Some(walk) = s.depthwise() {
+        samples.for_each(|(out, x)| {
+            depthwise(s, &walk, x, weight, out);
+            for (plane, bias) in out.chunks_mut(s.plane()).zip(bias.into_iter().flatten()) {
+                plane.iter_mut().for_each(|value| *value += *bias);
             }
         });
+    } else if let Some(field) = Field::of::<T>(s) {
+        let weights = direct::weights(s, weight);
+        samples.for_each_init(Vec::new, |padded, (out, x)| direct::correlate(&field, x, &weights, bias, out, padded));
+    } else {
+        channels::forward(s, x, weight, bias, &mut out);
+    }
     out
 }
 
@@ -150,61 +123,73 @@ pub(super) fn backward<T: Number>(
     slope: &[T],
     (want_x, want_weight): (bool, bool),
 ) -> (Option<Vec<T>>, Option<Vec<T>>) {
-    let walk = s.depthwise();
-    let (forth, back) = if walk.is_some() { (None, None) } else { (Field::of::<T>(s), Field::back::<T>(s)) };
-    let back = back.filter(|_| want_x).map(|field| (field, direct::weights_back(s, weight)));
-    let forth = forth.filter(|_| want_weight);
-    // What is left to products of matrices.
-    let (unfold_x, unfold_weight) = (want_x && back.is_none(), want_weight && forth.is_none());
-    let together = if walk.is_some() || !(unfold_x || unfold_weight) { 1 } else { s.together() };
-    let threads = rayon::current_num_threads().max(1);
-    let samples = s.batch.div_ceil(together).div_ceil(threads) * together;
-    let (image, plane) = (s.channels * s.image(), s.outputs * s.plane());
-    // Products add to what is there; the other ways write all of it.
-    let len = if want_x { x.len() } else { 0 };
-    let mut gradient = if unfold_x && walk.is_none() { spare::zeros(len) } else { spare::take(len) };
-    let mut parts: Vec<&mut [T]> = gradient.chunks_mut((samples * image).max(1)).collect();
-    parts.resize_with(s.batch.div_ceil(samples.max(1)), Default::default);
+    let mut gradient = spare::take(if want_x { x.len() } else { 0 });
+    let mut sum = vec![T::zero(); if want_weight { weight.len() } else { 0 }];
+    let back = if want_x { Field::back::<T>(s) } else { None };
+    let forth = if want_weight { Field::of::<T>(s) } else { None };
+    if let Some(walk) = s.depthwise() {
+        let way = |x: &[T], slope: &[T], gradient: Option<&mut [T]>, sum: Option<&mut [T]>| {
+            depthwise_back(s, &walk, (x, weight, slope), gradient, sum);
+        };
+        by_samples(s, x, slope, (want_x, want_weight), &mut gradient, &mut sum, || way);
+        return (want_x.then_some(gradient), want_weight.then_some(sum));
+    }
+    if want_x && back.is_none() {
+        channels::backward(s, weight, slope, &mut gradient);
+    }
+    if want_weight && forth.is_none() {
+        channels::backward_weight(s, x, slope, &mut sum);
+    }
+    let weights = back.as_ref().map(|_| direct::weights_back(s, weight)).unwrap_or_default();
+    let wanted = (back.is_some(), forth.is_some());
+    by_samples(s, x, slope, wanted, &mut gradient, &mut sum, || {
+        let (mut of_x, mut of_slope, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
+        let (back, forth, weights) = (&back, &forth, &weights);
+        move |x: &[T], slope: &[T], gradient: Option<&mut [T]>, sum: Option<&mut [T]>| {
+            if let (Some(field), Some(sum)) = (forth, sum) {
+                direct::correlate_weights(field, s.groups, (x, slope), sum, (&mut of_x, &mut slopes));
+            }
+            if let (Some(field), Some(gradient)) = (back, gradient) {
+                direct::correlate(field, slope, weights, None, gradient, &mut of_slope);
+            }
+        }
+    });
+    (want_x.then_some(gradient), want_weight.then_some(sum))
+}
+
+/// Runs `each` of what a thread makes for every sample: its part of the gradient with respect to x, and a sum for the weight, each
+/// where wanted. The threads' sums are added in order.
+fn by_samples<T: Number, F: FnMut(&[T], &[T], Option<&mut [T]>, Option<&mut [T]>)>(
+    s: &Sizes,
+    x: &[T],
+    slope: &[T],
+    (want_x, want_weight): (bool, bool),
+    gradient: &mut [T],
+    sum: &mut [T],
+    each: impl Fn() -> F + Sync,
+) {
+    if !(want_x || want_weight) {
+        return;
+    }
+    let samples = s.batch.div_ceil(rayon::current_num_threads().max(1)).max(1);
+    let (image, plane) = ((s.channels * s.image()).max(1), (s.outputs * s.plane()).max(1));
+    let mut parts: Vec<&mut [T]> = if want_x { gradient.chunks_mut(samples * image).collect() } else { Vec::new() };
+    parts.resize_with(s.batch.div_ceil(samples), Default::default);
     let sums: Vec<Vec<T>> = parts
         .into_par_iter()
-        .zip(x.par_chunks((samples * image).max(1)))
-        .zip(slope.par_chunks((samples * plane).max(1)))
-        .map(|((gradient, x), slope)| {
-            let mut sum = if want_weight { vec![T::zero(); weight.len()] } else { Vec::new() };
-            let mut scratch = Scratch::default();
-            let (mut of_x, mut of_slope, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
-            let mut gradients = gradient.chunks_mut((together * image).max(1));
-            for (x, slope) in x.chunks(together * image).zip(slope.chunks(together * plane)) {
-                let mut gradient = gradients.next();
-                let mut sum = want_weight.then_some(&mut sum[..]);
-                if let Some(walk) = &walk {
-                    depthwise_back(s, walk, (x, weight, slope), gradient, sum);
-                    continue;
-                }
-                let pairs = x.chunks(image).zip(slope.chunks(plane));
-                if let (Some(field), Some(sum)) = (&forth, &mut sum) {
-                    for pair in pairs {
-                        direct::correlate_weights(field, s.groups, pair, sum, (&mut of_x, &mut slopes));
-                    }
-                }
-                if let (Some((field, weights)), Some(gradient)) = (&back, &mut gradient) {
-                    for (slope, gradient) in slope.chunks(plane).zip(gradient.chunks_mut(image)) {
-                        direct::correlate(field, slope, weights, None, gradient, &mut of_slope);
-                    }
-                }
-                if unfold_x || unfold_weight {
-                    let (gradient, sum) = (gradient.filter(|_| unfold_x), sum.filter(|_| unfold_weight));
-                    product_back(s, (x, weight, slope), gradient, sum, &mut scratch);
-                }
+        .zip(x.par_chunks(samples * image).zip(slope.par_chunks(samples * plane)))
+        .map(|(gradient, (x, slope))| {
+            let mut sum = vec![T::zero(); if want_weight { sum.len() } else { 0 }];
+            let (mut each, mut gradients) = (each(), gradient.chunks_mut(image));
+            for (x, slope) in x.chunks(image).zip(slope.chunks(plane)) {
+                each(x, slope, gradients.next(), want_weight.then_some(&mut sum[..]));
             }
             sum
         })
         .collect();
-    let sum = sums.into_iter().reduce(|mut all, part| {
-        all.iter_mut().zip(part).for_each(|(all, part)| *all += part);
-        all
-    });
-    (want_x.then_some(gradient), sum.filter(|_| want_weight))
+    for part in sums {
+        sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
 }
 
 /// The gradient with respect to the bias: each output's sum.

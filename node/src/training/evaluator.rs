@@ -9,7 +9,7 @@ use super::graph::{Mode, Program};
 use super::loss::measure;
 use super::parameters::Parameters;
 use super::trainer::{check, form_of};
-use super::{Dataset, Evaluation, Objective, TrainingError};
+use super::{Dataset, Evaluation, Objective, TrainingError, spare};
 
 /// Samples of one forward pass of an evaluation, at most.
 const EVALUATION_BATCH: usize = 128;
@@ -109,6 +109,7 @@ impl<'d, P: Processor> Evaluator<'d, P> {
         parameters: &[Tensor<P::Plain>],
         mut each: impl FnMut(&Program<P::Plain>, &Targets, Vec<f64>) -> Result<(), TrainingError>,
     ) -> Result<(), TrainingError> {
+        let _kept = spare::Kept;
         let indices: Vec<usize> = (0..self.data.len()).collect();
         for indices in indices.chunks(self.batch) {
             let Some(program) = self.programs.iter().find(|program| program.batch == indices.len()) else {

@@ -1,6 +1,5 @@
 //! The numbers that our own forward and backward passes compute with, in vectors of the processor's width, and sums of them.
 
-use std::cell::RefCell;
 use std::ops::AddAssign;
 use std::sync::OnceLock;
 
@@ -78,7 +77,7 @@ macro_rules! number {
 
             fn spare<R>(with: impl FnOnce(&Spare<$type>) -> R) -> R {
                 thread_local! {
-                    static SPARE: Spare<$type> = const { RefCell::new(Vec::new()) };
+                    static SPARE: Spare<$type> = const { Spare::new() };
                 }
                 SPARE.with(with)
             }

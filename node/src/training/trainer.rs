@@ -271,6 +271,7 @@ pub(super) fn train<P: Processor>(
     plan: &Plan,
     watch: Watch<'_>,
 ) -> Result<Outcome, TrainingError> {
+    let _kept = spare::Kept;
     let batch_size = (plan.batch_size as usize).min(data.len());
     let steps_total = u64::from(plan.epochs) * data.len().div_ceil(batch_size) as u64;
     let mut session = Session::<P>::new(model, plan, steps_total)?;
@@ -347,6 +348,7 @@ pub(super) fn gradients_at<P: Processor>(
     mode: Mode,
     precision: Precision,
 ) -> Result<(f64, BTreeMap<String, Vec<f64>>), TrainingError> {
+    let _kept = spare::Kept;
     let program = Program::<P::Taped>::compile(model, data.len(), mode, precision, Some(objective.loss))?;
     check(&program, objective, data)?;
     let shape: Vec<usize> = std::iter::once(data.len()).chain(data.sample_shape().iter().copied()).collect();

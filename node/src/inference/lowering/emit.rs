@@ -2,8 +2,8 @@
 //! What waits, and why, is decided by the recognisers.
 
 use super::graph::{Builder, Refusal};
-use super::kernels::elementwise::Affine;
 use super::kernels::depthwise::Filters;
+use super::kernels::elementwise::Affine;
 use super::kernels::{self, Isa, Range, Weights};
 use super::program::Step;
 use super::steps::{AveragePool, Concat, Conv, Depthwise, Output, Packed, Permute, Product, Sum, Winograd};

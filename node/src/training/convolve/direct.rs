@@ -11,6 +11,12 @@ use super::{SMALL, Sizes};
 /// Outputs and vectors of one tile: their products stay in registers.
 const ROWS: usize = 4;
 const VECTORS: usize = 3;
+/// Vectors of 512 bits come with registers for twice as many outputs.
+#[inline(always)]
+pub(super) fn is_wide<T: Number, S: Simd>() -> bool {
+    T::lanes::<S>() * size_of::<T>() >= 64
+}
+
 /// Most numbers of a vector: float32 in 512 bits.
 const MOST_LANES: usize = 16;
 /// Weights of a group above this are read too often here, for a few vectors of outputs at a time.
@@ -254,55 +260,80 @@ impl<T: Number> WithSimd for Correlate<'_, T> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let (tiles, rest) = self.field.vectors.as_chunks::<VECTORS>();
         for vectors in tiles {
-            self.tile(simd, vectors);
+            self.tiles(simd, vectors);
         }
         match *rest {
-            [first] => self.tile(simd, &[first]),
-            [first, second] => self.tile(simd, &[first, second]),
+            [first] => self.tiles(simd, &[first]),
+            [first, second] => self.tiles(simd, &[first, second]),
             _ => {}
         }
     }
 }
 
 impl<T: Number> Correlate<'_, T> {
-    /// The outputs of so many vectors, all rows of them.
+    /// All outputs of so many vectors.
     #[inline(always)]
-    fn tile<S: Simd, const N: usize>(&mut self, simd: S, vectors: &[[usize; 2]; N]) {
+    fn tiles<S: Simd, const N: usize>(&mut self, simd: S, vectors: &[[usize; 2]; N]) {
+        let (weights, windows) = (self.weights, self.field.offsets.len());
+        let panels = weights.len() / windows.max(1);
+        let mut panel = 0;
+        while is_wide::<T, S>() && panel + 2 <= panels {
+            let (first, second) = weights[panel * windows..(panel + 2) * windows].split_at(windows);
+            self.tile(simd, vectors, panel, [first, second]);
+            panel += 2;
+        }
+        while panel < panels {
+            self.tile(simd, vectors, panel, [&weights[panel * windows..(panel + 1) * windows]]);
+            panel += 1;
+        }
+    }
+
+    /// The outputs of so many vectors and of the panels from `panel` on.
+    #[inline(always)]
+    fn tile<S: Simd, const P: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        vectors: &[[usize; 2]; N],
+        panel: usize,
+        panels: [&[[T; ROWS]]; P],
+    ) {
         let lanes = T::lanes::<S>();
         let (offsets, plane) = (&self.field.offsets[..], self.field.plane);
         let starts = vectors.map(|[from, _]| from);
         let span = starts.iter().max().map_or(0, |last| last + lanes);
-        let panels = self.weights.chunks_exact(offsets.len());
-        for (panel, (weights, out)) in panels.zip(self.out.chunks_mut(ROWS * plane)).enumerate() {
-            // Nothing here may depend on a length, or the sums are kept in memory.
-            let bias: [T; ROWS] = std::array::from_fn(|row| {
-                self.bias.and_then(|bias| bias.get(panel * ROWS + row)).copied().unwrap_or_else(T::zero)
-            });
-            let mut sums = bias.map(|bias| [T::splat(simd, bias); N]);
-            for (weights, offset) in weights.iter().zip(offsets) {
-                let source = &self.source[*offset..][..span];
-                let mut values = [T::splat(simd, T::zero()); N];
-                for (value, from) in values.iter_mut().zip(starts) {
-                    *value = T::load(simd, &source[from..]);
-                }
-                for (sums, weight) in sums.iter_mut().zip(weights) {
-                    let weight = T::splat(simd, *weight);
+        // Nothing here may depend on a length, or the sums are kept in memory.
+        let bias: [[T; ROWS]; P] = std::array::from_fn(|at| {
+            std::array::from_fn(|row| {
+                self.bias.and_then(|bias| bias.get((panel + at) * ROWS + row)).copied().unwrap_or_else(T::zero)
+            })
+        });
+        let mut sums = bias.map(|bias| bias.map(|bias| [T::splat(simd, bias); N]));
+        let panels = panels.map(|panel| &panel[..offsets.len()]);
+        for (window, offset) in offsets.iter().enumerate() {
+            let source = &self.source[*offset..][..span];
+            let mut values = [T::splat(simd, T::zero()); N];
+            for (value, from) in values.iter_mut().zip(starts) {
+                *value = T::load(simd, &source[from..]);
+            }
+            for (sums, panel) in sums.iter_mut().zip(panels) {
+                for (sums, weight) in sums.iter_mut().zip(panel[window]) {
+                    let weight = T::splat(simd, weight);
                     for (sum, value) in sums.iter_mut().zip(values) {
                         *sum = T::multiply_add(simd, weight, value, *sum);
                     }
                 }
             }
-            let mut rows = out.chunks_mut(plane);
-            for sums in sums {
-                let Some(row) = rows.next() else { break };
-                for (sum, [_, to]) in sums.into_iter().zip(vectors) {
-                    if self.field.given == lanes {
-                        T::store(simd, sum, &mut row[*to..]);
-                    } else {
-                        let mut whole = [T::zero(); MOST_LANES];
-                        T::store(simd, sum, &mut whole);
-                        row[*to..][..self.field.given].copy_from_slice(&whole[..self.field.given]);
-                    }
+        }
+        let mut rows = self.out[panel * ROWS * plane..].chunks_mut(plane);
+        for sums in sums.into_iter().flatten() {
+            let Some(row) = rows.next() else { break };
+            for (sum, [_, to]) in sums.into_iter().zip(vectors) {
+                if self.field.given == lanes {
+                    T::store(simd, sum, &mut row[*to..]);
+                } else {
+                    let mut whole = [T::zero(); MOST_LANES];
+                    T::store(simd, sum, &mut whole);
+                    row[*to..][..self.field.given].copy_from_slice(&whole[..self.field.given]);
                 }
             }
         }
@@ -351,44 +382,56 @@ impl<T: Number> WithSimd for CorrelateWeights<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let (lanes, field) = (T::lanes::<S>(), self.field);
+        let outputs = self.slopes.len() / (field.parts.len() * lanes).max(1);
+        let together = (TOGETHER / (field.channels * lanes)).max(VECTORS);
+        for (block, parts) in field.parts.chunks(together).enumerate() {
+            let mut output = 0;
+            while is_wide::<T, S>() && output + 2 * ROWS <= outputs {
+                self.tiles::<S, 8>(simd, output, block * together * lanes, parts);
+                output += 2 * ROWS;
+            }
+            while output < outputs {
+                self.tiles::<S, ROWS>(simd, output, block * together * lanes, parts);
+                output += ROWS;
+            }
+        }
+    }
+}
+
+impl<T: Number> CorrelateWeights<'_, T> {
+    /// The weights of `R` outputs: what these vectors add to them, of which the first lies at `first` in each output's slopes.
+    #[inline(always)]
+    fn tiles<S: Simd, const R: usize>(&mut self, simd: S, output: usize, first: usize, parts: &[Part]) {
         let (lanes, windows) = (T::lanes::<S>(), self.field.offsets.len());
         let row = self.field.parts.len() * lanes;
-        let together = (TOGETHER / (self.field.channels * lanes)).max(VECTORS);
-        for (block, parts) in self.field.parts.chunks(together).enumerate() {
-            let span = parts.iter().map(|part| part.from + lanes).max().unwrap_or(0);
-            let slopes = self.slopes.chunks_exact(ROWS * row);
-            for (slopes, sums) in slopes.zip(self.sum.chunks_mut(ROWS * windows)) {
-                // The same vectors of each of the tile's outputs.
-                let mut rows = slopes.chunks_exact(row);
-                let first = block * together * lanes;
-                let rows: [&[T]; ROWS] =
-                    std::array::from_fn(|_| &rows.next().unwrap_or_default()[first..][..parts.len() * lanes]);
-                for (index, offsets) in self.field.offsets.chunks(VECTORS).enumerate() {
-                    let sources: [&[T]; VECTORS] = std::array::from_fn(|at| {
-                        &self.source[offsets.get(at).copied().unwrap_or(offsets[0])..][..span]
-                    });
-                    let mut totals = [[T::splat(simd, T::zero()); VECTORS]; ROWS];
-                    for (at, part) in parts.iter().enumerate() {
-                        let mut values = [T::splat(simd, T::zero()); VECTORS];
-                        for (value, source) in values.iter_mut().zip(&sources) {
-                            *value = T::load(simd, &source[part.from..]);
-                        }
-                        for (totals, row) in totals.iter_mut().zip(&rows) {
-                            let slope = T::load(simd, &row[at * lanes..]);
-                            for (total, value) in totals.iter_mut().zip(values) {
-                                *total = T::multiply_add(simd, slope, value, *total);
-                            }
-                        }
+        let span = parts.iter().map(|part| part.from + lanes).max().unwrap_or(0);
+        // The same vectors of each of the tile's outputs.
+        let rows: [&[T]; R] =
+            std::array::from_fn(|at| &self.slopes[(output + at) * row + first..][..parts.len() * lanes]);
+        for (index, offsets) in self.field.offsets.chunks(VECTORS).enumerate() {
+            let sources: [&[T]; VECTORS] =
+                std::array::from_fn(|at| &self.source[offsets.get(at).copied().unwrap_or(offsets[0])..][..span]);
+            let mut totals = [[T::splat(simd, T::zero()); VECTORS]; R];
+            for (at, part) in parts.iter().enumerate() {
+                let mut values = [T::splat(simd, T::zero()); VECTORS];
+                for (value, source) in values.iter_mut().zip(&sources) {
+                    *value = T::load(simd, &source[part.from..]);
+                }
+                for (totals, row) in totals.iter_mut().zip(&rows) {
+                    let slope = T::load(simd, &row[at * lanes..]);
+                    for (total, value) in totals.iter_mut().zip(values) {
+                        *total = T::multiply_add(simd, slope, value, *total);
                     }
-                    let mut rows = sums.chunks_mut(windows);
-                    for totals in totals {
-                        let Some(sums) = rows.next() else { break };
-                        for (at, total) in totals.into_iter().enumerate() {
-                            if let Some(sum) = sums.get_mut(index * VECTORS + at) {
-                                *sum += T::total(simd, total);
-                            }
-                        }
+                }
+            }
+            let mut rows = self.sum[output * windows..].chunks_mut(windows);
+            for totals in totals {
+                let Some(sums) = rows.next() else { break };
+                for (at, total) in totals.into_iter().enumerate() {
+                    if let Some(sum) = sums.get_mut(index * VECTORS + at) {
+                        *sum += T::total(simd, total);
                     }
                 }
             }

@@ -241,7 +241,8 @@ pub(super) unsafe fn copy_rows(from: &[u8], step: usize, rows: usize, len: usize
     for row in 0..rows {
         // SAFETY: both slices hold `len` from each row on; the mask ends a row's last load and store there.
         unsafe {
-            let (from, to) = (from.as_ptr().add(row * step).cast::<i8>(), to.as_mut_ptr().add(row * stride).cast::<i8>());
+            let (from, to) =
+                (from.as_ptr().add(row * step).cast::<i8>(), to.as_mut_ptr().add(row * stride).cast::<i8>());
             for at in (0..whole).step_by(64) {
                 _mm512_storeu_epi8(to.add(at), _mm512_loadu_epi8(from.add(at)));
             }

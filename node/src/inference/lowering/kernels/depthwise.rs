@@ -195,10 +195,12 @@ impl ByteFilters {
             for (first, width) in blocks(self.channels) {
                 for within in 0..width.min(self.channels - first) {
                     let (channel, lane) = (first + within, lane(within, width));
-                    let data = |place: usize| self.data[(first * self.fours + place / 4 * width + lane) * 4 + place % 4];
-                    let products = taps.iter().enumerate().map(|(place, values)| {
-                        i32::from(values[pixel * step + channel]) * i32::from(data(place))
-                    });
+                    let data =
+                        |place: usize| self.data[(first * self.fours + place / 4 * width + lane) * 4 + place % 4];
+                    let products = taps
+                        .iter()
+                        .enumerate()
+                        .map(|(place, values)| i32::from(values[pixel * step + channel]) * i32::from(data(place)));
                     let sum = self.bias[first + lane] + products.sum::<i32>();
                     out[channel] = code(sum as f32 * self.multiplier[first + lane], range);
                 }
@@ -249,7 +251,8 @@ pub(crate) fn convolve(
         // SAFETY: as above, with AVX-512 F, BW, VL and VNNI; what slides reaches as far as its last column.
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512Vnni, Filters::Bytes(filters)) => unsafe {
-            let sliding = filters.by_columns && (0..3).all(|row| slides([taps[row], taps[4 + row], taps[8 + row]], step));
+            let sliding =
+                filters.by_columns && (0..3).all(|row| slides([taps[row], taps[4 + row], taps[8 + row]], step));
             super::avx512::depthwise::convolve(taps, step, pixels, filters, range, out, sliding);
         },
         (_, Filters::Words(filters)) => super::scalar::depthwise(taps, step, pixels, filters, range, out),

@@ -126,9 +126,7 @@ macro_rules! vectors {
                 let (high, zero) = ($set_ps(range.high), $set16(range.zero as i16));
                 // SAFETY: the caller's.
                 unsafe {
-                    let words = |k: usize| {
-                        $word($min($mul($float(sums[k]), $floats(scale.add(k * PART))), high))
-                    };
+                    let words = |k: usize| $word($min($mul($float(sums[k]), $floats(scale.add(k * PART))), high));
                     let words = [$packs(words(0), words(1)), $packs(words(2), words(3))];
                     // Below the lower bound all of this saturates downwards; it comes last, on bytes.
                     let codes = $packus($adds(words[0], zero), $adds(words[1], zero));
@@ -165,7 +163,8 @@ macro_rules! vectors {
                 unsafe {
                     let [first, second, third] = [weights(block, 0), weights(block, 1), weights(block, 2)];
                     let column = |column: usize| {
-                        let [a, b, c] = rows.map(|row| $load(row.as_ptr().add(column * block.step + block.first).cast()));
+                        let [a, b, c] =
+                            rows.map(|row| $load(row.as_ptr().add(column * block.step + block.first).cast()));
                         together([a, b, c, $zero()])
                     };
                     let (mut now, mut next) = (bias(block), bias(block));
@@ -189,23 +188,47 @@ macro_rules! vectors {
 }
 
 vectors!(
-    wide, 64, __m512i, _mm512_loadu_si512, _mm512_loadu_ps, _mm512_setzero_si512,
-    [_mm512_unpacklo_epi8, _mm512_unpackhi_epi8, _mm512_unpacklo_epi16, _mm512_unpackhi_epi16], _mm512_dpbusd_epi32,
+    wide,
+    64,
+    __m512i,
+    _mm512_loadu_si512,
+    _mm512_loadu_ps,
+    _mm512_setzero_si512,
+    [_mm512_unpacklo_epi8, _mm512_unpackhi_epi8, _mm512_unpacklo_epi16, _mm512_unpackhi_epi16],
+    _mm512_dpbusd_epi32,
     [_mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_min_ps, _mm512_cvtps_epi32],
     [_mm512_packs_epi32, _mm512_adds_epi16, _mm512_packus_epi16, _mm512_max_epu8],
-    [_mm512_set1_ps, _mm512_set1_epi16, _mm512_set1_epi8], _mm512_mask_storeu_epi8, u64
+    [_mm512_set1_ps, _mm512_set1_epi16, _mm512_set1_epi8],
+    _mm512_mask_storeu_epi8,
+    u64
 );
 vectors!(
-    middle, 32, __m256i, _mm256_loadu_si256, _mm256_loadu_ps, _mm256_setzero_si256,
-    [_mm256_unpacklo_epi8, _mm256_unpackhi_epi8, _mm256_unpacklo_epi16, _mm256_unpackhi_epi16], _mm256_dpbusd_epi32,
+    middle,
+    32,
+    __m256i,
+    _mm256_loadu_si256,
+    _mm256_loadu_ps,
+    _mm256_setzero_si256,
+    [_mm256_unpacklo_epi8, _mm256_unpackhi_epi8, _mm256_unpacklo_epi16, _mm256_unpackhi_epi16],
+    _mm256_dpbusd_epi32,
     [_mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_min_ps, _mm256_cvtps_epi32],
     [_mm256_packs_epi32, _mm256_adds_epi16, _mm256_packus_epi16, _mm256_max_epu8],
-    [_mm256_set1_ps, _mm256_set1_epi16, _mm256_set1_epi8], _mm256_mask_storeu_epi8, u32
+    [_mm256_set1_ps, _mm256_set1_epi16, _mm256_set1_epi8],
+    _mm256_mask_storeu_epi8,
+    u32
 );
 vectors!(
-    narrow, 16, __m128i, _mm_loadu_si128, _mm_loadu_ps, _mm_setzero_si128,
-    [_mm_unpacklo_epi8, _mm_unpackhi_epi8, _mm_unpacklo_epi16, _mm_unpackhi_epi16], _mm_dpbusd_epi32,
+    narrow,
+    16,
+    __m128i,
+    _mm_loadu_si128,
+    _mm_loadu_ps,
+    _mm_setzero_si128,
+    [_mm_unpacklo_epi8, _mm_unpackhi_epi8, _mm_unpacklo_epi16, _mm_unpackhi_epi16],
+    _mm_dpbusd_epi32,
     [_mm_cvtepi32_ps, _mm_mul_ps, _mm_min_ps, _mm_cvtps_epi32],
     [_mm_packs_epi32, _mm_adds_epi16, _mm_packus_epi16, _mm_max_epu8],
-    [_mm_set1_ps, _mm_set1_epi16, _mm_set1_epi8], _mm_mask_storeu_epi8, u16
+    [_mm_set1_ps, _mm_set1_epi16, _mm_set1_epi8],
+    _mm_mask_storeu_epi8,
+    u16
 );
