@@ -124,7 +124,7 @@ pub(super) fn backward<T: Number>(
     (want_x, want_weight): (bool, bool),
 ) -> (Option<Vec<T>>, Option<Vec<T>>) {
     let mut gradient = spare::take(if want_x { x.len() } else { 0 });
-    let mut sum = vec![T::zero(); if want_weight { weight.len() } else { 0 }];
+    let mut sum = spare::gradient(if want_weight { weight.len() } else { 0 });
     let back = if want_x { Field::back::<T>(s) } else { None };
     let forth = if want_weight { Field::of::<T>(s) } else { None };
     if let Some(walk) = s.depthwise() {
@@ -173,21 +173,21 @@ fn by_samples<T: Number, F: FnMut(&[T], &[T], Option<&mut [T]>, Option<&mut [T]>
     }
     let samples = s.batch.div_ceil(rayon::current_num_threads().max(1)).max(1);
     let (image, plane) = ((s.channels * s.image()).max(1), (s.outputs * s.plane()).max(1));
-    let mut parts: Vec<&mut [T]> = if want_x { gradient.chunks_mut(samples * image).collect() } else { Vec::new() };
-    parts.resize_with(s.batch.div_ceil(samples), Default::default);
-    let sums: Vec<Vec<T>> = parts
-        .into_par_iter()
+    let count = s.batch.div_ceil(samples);
+    let mut gradients: Vec<&mut [T]> = if want_x { gradient.chunks_mut(samples * image).collect() } else { Vec::new() };
+    gradients.resize_with(count, Default::default);
+    let mut more = vec![vec![T::zero(); if want_weight { sum.len() } else { 0 }]; count.saturating_sub(1)];
+    let sums: Vec<&mut [T]> = std::iter::once(&mut *sum).chain(more.iter_mut().map(Vec::as_mut_slice)).collect();
+    sums.into_par_iter()
+        .zip(gradients)
         .zip(x.par_chunks(samples * image).zip(slope.par_chunks(samples * plane)))
-        .map(|(gradient, (x, slope))| {
-            let mut sum = vec![T::zero(); if want_weight { sum.len() } else { 0 }];
+        .for_each(|((sum, gradient), (x, slope))| {
             let (mut each, mut gradients) = (each(), gradient.chunks_mut(image));
             for (x, slope) in x.chunks(image).zip(slope.chunks(plane)) {
-                each(x, slope, gradients.next(), want_weight.then_some(&mut sum[..]));
+                each(x, slope, gradients.next(), want_weight.then_some(&mut *sum));
             }
-            sum
-        })
-        .collect();
-    for part in sums {
+        });
+    for part in more {
         sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
     }
 }

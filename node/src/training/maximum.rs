@@ -17,42 +17,80 @@ pub(super) fn forward<T: Number>(s: &Sizes, x: &[T], below: T) -> (Vec<T>, Vec<u
     let (mut out, mut places) = (spare::take(planes * s.plane()), vec![NOWHERE; planes * s.plane()]);
     out.fill(below);
     let results = out.par_chunks_mut(s.plane().max(1)).zip(places.par_chunks_mut(s.plane().max(1)));
-    results.zip(x.par_chunks(s.image().max(1))).for_each(|((out, places), image)| {
+    results.zip(x.par_chunks(s.image().max(1))).for_each_init(Default::default, |lines, ((out, places), image)| {
         vectorized(
             #[inline(always)]
-            || plane(s, image, out, places),
+            || plane(s, image, below, lines, (out, places)),
         );
     });
     (out, places)
 }
 
+/// Greatest values and their places.
+type Greatest<T> = (Vec<T>, Vec<u32>);
+
+/// Along each row of the image first, then down.
 #[inline(always)]
-fn plane<T: Number>(s: &Sizes, image: &[T], out: &mut [T], places: &mut [u32]) {
-    for (_, row_tap, column_tap) in s.taps() {
-        let inner = s.inside(1, column_tap);
+fn plane<T: Number>(
+    s: &Sizes,
+    image: &[T],
+    below: T,
+    (values, seen_at): &mut Greatest<T>,
+    (out, places): (&mut [T], &mut [u32]),
+) {
+    let width = s.out[1];
+    values.clear();
+    values.resize(s.size[0] * width, below);
+    seen_at.clear();
+    seen_at.resize(s.size[0] * width, NOWHERE);
+    let reach = (s.kernel[1] - 1) * s.dilations[1];
+    // All rows are one where each window ends before the next one begins.
+    let whole = s.pads[1] == 0 && s.size[1] == width * s.strides[1] && reach < s.strides[1];
+    for tap in 0..s.kernel[1] {
+        if whole {
+            let offset = tap * s.dilations[1];
+            along(s.strides[1], values, seen_at, &image[offset..], offset);
+            continue;
+        }
+        let inner = s.inside(1, tap);
         if inner.is_empty() {
             continue;
         }
-        for row in s.inside(0, row_tap) {
-            let line = row * s.out[1] + inner.start..row * s.out[1] + inner.end;
-            let start = s.input(0, row_tap, row) * s.size[1] + s.input(1, column_tap, inner.start);
-            let (best, places, seen) = (&mut out[line.clone()], &mut places[line], &image[start..]);
-            match s.strides[1] {
-                1 => greatest::<T, 1>(best, places, seen, start as u32),
-                2 => greatest::<T, 2>(best, places, seen, start as u32),
-                3 => greatest::<T, 3>(best, places, seen, start as u32),
-                step => {
-                    let seen = seen.iter().zip(start as u32..).step_by(step);
-                    for ((best, place), (value, at)) in best.iter_mut().zip(places).zip(seen) {
-                        keep(best, place, *value, at);
-                    }
-                }
+        for row in 0..s.size[0] {
+            let line = row * width + inner.start..row * width + inner.end;
+            let start = row * s.size[1] + s.input(1, tap, inner.start);
+            along(s.strides[1], &mut values[line.clone()], &mut seen_at[line], &image[start..], start);
+        }
+    }
+    for tap in 0..s.kernel[0] {
+        for row in s.inside(0, tap) {
+            let from = s.input(0, tap, row) * width..(s.input(0, tap, row) + 1) * width;
+            let (best, places) = (&mut out[row * width..][..width], &mut places[row * width..][..width]);
+            let seen = values[from.clone()].iter().zip(&seen_at[from]);
+            for ((best, place), (value, at)) in best.iter_mut().zip(places).zip(seen) {
+                keep(best, place, *value, *at);
             }
         }
     }
 }
 
-/// Keeps every `STEP`th of the values seen where it is greater; `at` is the first one's place. A loop that becomes vectors.
+/// Keeps every `step`th of the values seen where it is greater; `at` is the first one's place.
+#[inline(always)]
+fn along<T: Number>(step: usize, best: &mut [T], places: &mut [u32], seen: &[T], at: usize) {
+    match step {
+        1 => greatest::<T, 1>(best, places, seen, at as u32),
+        2 => greatest::<T, 2>(best, places, seen, at as u32),
+        3 => greatest::<T, 3>(best, places, seen, at as u32),
+        step => {
+            let seen = seen.iter().zip(at as u32..).step_by(step);
+            for ((best, place), (value, at)) in best.iter_mut().zip(places).zip(seen) {
+                keep(best, place, *value, at);
+            }
+        }
+    }
+}
+
+/// As [`along`], a loop that becomes vectors.
 #[inline(always)]
 fn greatest<T: Number, const STEP: usize>(best: &mut [T], places: &mut [u32], seen: &[T], at: u32) {
     // Behind the last one a whole step may be missing.
@@ -67,11 +105,11 @@ fn greatest<T: Number, const STEP: usize>(best: &mut [T], places: &mut [u32], se
     }
 }
 
-/// Without a branch: which values are greater cannot be predicted.
+/// Keeps a value that is greater than the best, or its first. Without a branch: which values are greater cannot be predicted.
 #[inline(always)]
 fn keep<T: Number>(best: &mut T, place: &mut u32, value: T, at: u32) {
     let is_nan = value.partial_cmp(&value).is_none();
-    let greater = (value > *best) | (*place == NOWHERE) | is_nan;
+    let greater = ((value > *best) | (*place == NOWHERE) | is_nan) & (at != NOWHERE);
     *best = if greater { value } else { *best };
     *place = if greater { at } else { *place };
 }

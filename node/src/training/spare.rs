@@ -17,14 +17,30 @@ pub(super) struct Spare<T> {
     tensors: RefCell<Vec<Vec<T>>>,
     /// What operations work in.
     rooms: RefCell<Vec<Vec<T>>>,
+    /// Of gradients of weights, which are the same in each step.
+    gradients: RefCell<Vec<Vec<T>>>,
+    /// Lengths of those that are in use.
+    used: RefCell<Vec<usize>>,
 }
 
 impl<T> Spare<T> {
     pub(super) const fn new() -> Spare<T> {
-        Spare { tensors: RefCell::new(Vec::new()), rooms: RefCell::new(Vec::new()) }
+        Spare {
+            tensors: RefCell::new(Vec::new()),
+            rooms: RefCell::new(Vec::new()),
+            gradients: RefCell::new(Vec::new()),
+            used: RefCell::new(Vec::new()),
+        }
+    }
+
+    fn clear(&self) {
+        [&self.tensors, &self.rooms, &self.gradients].into_iter().for_each(|kept| kept.borrow_mut().clear());
+        self.used.borrow_mut().clear();
     }
 }
 
+/// So many numbers of tensors may be kept while memory is at its peak.
+const LITTLE: usize = 1 << 21;
 /// Rooms that one operation has at a time.
 const ROOMS: usize = 3;
 
@@ -106,10 +122,53 @@ pub(super) fn leave<T: Number>(room: Vec<T>) {
     });
 }
 
-/// Gives tensors' memory back to the allocator: before what comes takes other sizes, and where memory is at its peak.
+/// Zeros for the gradient of a weight; [`used`] takes them back.
+pub(super) fn gradient<T: Number>(len: usize) -> Vec<T> {
+    if len < SMALLEST {
+        return vec![T::zero(); len];
+    }
+    T::spare(|spare| {
+        spare.used.borrow_mut().push(len);
+        let mut gradients = spare.gradients.borrow_mut();
+        match gradients.iter().position(|values| values.len() == len) {
+            Some(index) => {
+                let mut values = gradients.swap_remove(index);
+                values.fill(T::zero());
+                values
+            }
+            None => vec![T::zero(); len],
+        }
+    })
+}
+
+/// Keeps the memory of a gradient that [`gradient`] gave, if nobody else has the tensor.
+pub(super) fn used<T: Number + Element>(tensor: PlainTensor) {
+    let len = tensor.layout().num_elements();
+    let ours = T::spare(|spare| {
+        let mut used = spare.used.borrow_mut();
+        used.iter().position(|used| *used == len).map(|index| used.swap_remove(index))
+    });
+    if ours.is_some() && tensor.is_contiguous() && tensor.is_unique() {
+        let values = tensor.into_data().try_into_vec::<T>().unwrap_or_default();
+        if values.len() == len {
+            T::spare(|spare| spare.gradients.borrow_mut().push(values));
+        }
+    }
+}
+
+/// Gives tensors' memory back to the allocator, where it is much: before what comes takes other sizes, and where memory is at its
+/// peak.
 pub(super) fn clear() {
-    f32::spare(|spare| spare.tensors.borrow_mut().clear());
-    f64::spare(|spare| spare.tensors.borrow_mut().clear());
+    fn of<T>(spare: &Spare<T>) {
+        let mut tensors = spare.tensors.borrow_mut();
+        if tensors.iter().map(Vec::capacity).sum::<usize>() > LITTLE {
+            tensors.clear();
+        }
+        // Gradients that did not come back by now were added to others.
+        spare.used.borrow_mut().clear();
+    }
+    f32::spare(of);
+    f64::spare(of);
 }
 
 /// While it lives, this thread's memory is kept for use; afterwards none is.
@@ -117,9 +176,8 @@ pub(super) struct Kept;
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        clear();
-        f32::spare(|spare| spare.rooms.borrow_mut().clear());
-        f64::spare(|spare| spare.rooms.borrow_mut().clear());
+        f32::spare(Spare::clear);
+        f64::spare(Spare::clear);
     }
 }
 
@@ -157,8 +215,18 @@ mod tests {
         leave(small);
         assert_eq!((room::<f32>(12).len(), f32::spare(|spare| spare.rooms.borrow().len())), (12, 0));
         [large, vec![0.0; 5]].into_iter().for_each(leave);
+        // A gradient's memory comes back as zeros; what was not lent is not kept.
+        let slope = vec![3f32; len];
+        assert_eq!(gradient::<f32>(len), vec![0.0; len]);
+        let place = slope.as_ptr();
+        for slope in [slope, vec![4f32; len]] {
+            used::<f32>(from(slope, vec![len]));
+        }
+        let again = gradient::<f32>(len);
+        assert_eq!((again.as_ptr(), &again), (place, &vec![0.0; len]));
+        assert!(f32::spare(|spare| spare.gradients.borrow().is_empty()));
         drop(kept);
-        assert!(f32::spare(|spare| spare.rooms.borrow().is_empty()));
+        assert!(f32::spare(|spare| spare.rooms.borrow().is_empty() && spare.used.borrow().is_empty()));
         assert!(f32::spare(|spare| spare.tensors.borrow().is_empty()));
     }
 }

@@ -3,7 +3,6 @@
 //! meet there, of products of matrices, and what lies in the padding is not multiplied.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -49,79 +48,79 @@ struct Laid {
 /// Lays those numbers of runs that are picked, in order; rows that complete a block are zeros. What else lies there is left over.
 fn lay<T: Number, const N: usize>(values: &[T], runs: Runs<'_>, laid: Laid) -> Vec<T> {
     let mut room = spare::room(runs.len * laid.number);
-    let to = &mut room[..runs.len * laid.number];
-    if runs.len == 1 && runs.row[1] == 1 {
-        // The rows lie side by side already.
-        for outer in 0..runs.outer[0] {
-            let rows = &values[outer * runs.outer[1]..][..runs.row[0]];
-            for (block, rows) in rows.chunks(N).enumerate() {
-                let to = &mut to[outer * laid.outer + block * laid.block..][..N];
-                to[..rows.len()].copy_from_slice(rows);
-                to[rows.len()..].fill(T::zero());
-            }
-        }
-    } else if runs.len == 1 && runs.outer[1] == 1 {
-        // The outers do: they are the numbers of a run.
-        let picks: Vec<usize> = (0..runs.outer[0]).collect();
-        let turned = Runs { outer: [1, 0], row: runs.row, len: picks.len(), picks: &picks };
-        let laid = Laid { outer: 0, block: laid.block, number: laid.outer };
-        lay_part::<T, N>(values, turned, laid, 0..turned.len, to);
-    } else {
-        let at_once = runs.len.div_ceil(rayon::current_num_threads().max(1)).max(1);
-        let parts = to.par_chunks_mut((at_once * laid.number).max(1)).enumerate();
-        parts.for_each(|(part, to)| {
-            let first = part * at_once;
-            lay_part::<T, N>(values, runs, laid, first..first + to.len() / laid.number, to);
-        });
-    }
-    room
-}
-
-/// Lays the numbers of a range, whose first goes to the beginning.
-fn lay_part<T: Number, const N: usize>(values: &[T], runs: Runs<'_>, laid: Laid, numbers: Range<usize>, to: &mut [T]) {
-    let zeros = vec![T::zero(); runs.len];
-    let picks = &runs.picks[runs.picks.partition_point(|pick| *pick < numbers.start)..];
-    let picks = &picks[..picks.partition_point(|pick| *pick < numbers.end)];
-    let all = picks.len() == numbers.len();
-    for outer in 0..runs.outer[0] {
-        for block in 0..runs.row[0].div_ceil(N) {
-            let rows: [&[T]; N] = std::array::from_fn(|row| match block * N + row {
-                row if row < runs.row[0] => {
-                    &values[outer * runs.outer[1] + row * runs.row[1]..][..runs.len][numbers.clone()]
-                }
-                _ => &zeros[numbers.clone()],
-            });
-            let begin = outer * laid.outer + block * laid.block;
-            let mut done = 0;
-            if all {
-                // Squares, whose indices need no check.
-                let mut squares = rows.map(|row| row.as_chunks::<CHANNELS>().0.iter());
-                while let Some(square) = next(&mut squares) {
-                    for index in 0..CHANNELS {
-                        let column: [T; N] = std::array::from_fn(|row| square[row][index]);
-                        to[(done + index) * laid.number + begin..][..N].copy_from_slice(&column);
+    let Runs { outer: [outers, outer_step], row: [rows, row_step], len, picks } = runs;
+    let at_once = len.div_ceil(rayon::current_num_threads().max(1)).max(1);
+    let parts = room[..len * laid.number].par_chunks_mut((at_once * laid.number).max(1)).enumerate();
+    parts.for_each(|(part, to)| {
+        let first = part * at_once;
+        let picks = &picks[picks.partition_point(|pick| *pick < first)..];
+        let picks = &picks[..picks.partition_point(|pick| *pick < first + to.len() / laid.number)];
+        let zeros = vec![T::zero(); if rows % N == 0 { 0 } else { outers * len }];
+        for block in 0..rows.div_ceil(N) {
+            let to = &mut to[block * laid.block..];
+            let count = N.min(rows - block * N);
+            if row_step == len {
+                // The rows of an outer lie one behind the other.
+                for outer in 0..outers {
+                    let from = &values[outer * outer_step + block * N * len..][..count * len];
+                    let to = &mut to[outer * laid.outer..];
+                    match (len, from.as_chunks::<9>().0) {
+                        (1, _) if count == N && first == 0 => to[..N].copy_from_slice(from),
+                        (9, from) if count == N => {
+                            for pick in picks {
+                                let column: [T; N] = std::array::from_fn(|row| from[row][*pick]);
+                                to[(pick - first) * laid.number..][..N].copy_from_slice(&column);
+                            }
+                        }
+                        _ => {
+                            for pick in picks {
+                                let to = &mut to[(pick - first) * laid.number..][..N];
+                                to[count..].fill(T::zero());
+                                let column = from[*pick..].iter().step_by(len);
+                                to.iter_mut().zip(column).for_each(|(to, value)| *to = *value);
+                            }
+                        }
                     }
-                    done += CHANNELS;
+                }
+                continue;
+            }
+            // The outers of a row do.
+            let rows: [&[T]; N] = std::array::from_fn(|row| {
+                let from = if row < count { &values[(block * N + row) * row_step..] } else { &zeros[..] };
+                &from[..outers * len]
+            });
+            if picks.len() < len {
+                for outer in 0..outers {
+                    let to = &mut to[outer * laid.outer..];
+                    for pick in picks {
+                        let column = rows.map(|row| row[outer * len + pick]);
+                        to[(pick - first) * laid.number..][..N].copy_from_slice(&column);
+                    }
+                }
+                continue;
+            }
+            let (mut outer, mut number) = (0, 0);
+            let mut put = |column: [T; N]| {
+                to[number * laid.number + outer * laid.outer..][..N].copy_from_slice(&column);
+                number += 1;
+                if number == len {
+                    (outer, number) = (outer + 1, 0);
+                }
+            };
+            // Squares, whose indices need no check.
+            let squares = rows.map(|row| row.as_chunks::<CHANNELS>().0);
+            for index in 0..squares[0].len() {
+                let square = squares.map(|squares| &squares[index]);
+                for column in 0..CHANNELS {
+                    put(std::array::from_fn(|row| square[row][column]));
                 }
             }
-            for index in picks.iter().map(|pick| pick - numbers.start).filter(|index| *index >= done) {
-                to[index * laid.number + begin..][..N].copy_from_slice(&rows.map(|row| row[index]));
+            for index in outers * len / CHANNELS * CHANNELS..outers * len {
+                put(rows.map(|row| row[index]));
             }
         }
-    }
-}
-
-/// The next square of all rows, if they have one.
-#[inline(always)]
-fn next<'v, T: Copy, const N: usize>(
-    rows: &mut [std::slice::Iter<'v, [T; CHANNELS]>; N],
-) -> Option<[&'v [T; CHANNELS]; N]> {
-    let first = rows[0].as_slice().first()?;
-    let mut square = [first; N];
-    for (square, row) in square.iter_mut().zip(rows) {
-        *square = row.next()?;
-    }
-    Some(square)
+    });
+    room
 }
 
 /// Takes runs back to where they belong: each place with its row and what it gets.
@@ -132,19 +131,16 @@ fn take_back<T: Number>(
     to: &mut [T],
     put: impl Fn(&mut T, usize, T) + Sync + Send,
 ) {
-    to.par_chunks_mut(runs.outer[1].max(1)).take(runs.outer[0]).enumerate().for_each(|(outer, to)| {
-        let begin = outer * laid.outer;
-        if runs.row[1] == 1 && runs.picks == [0] {
-            to.iter_mut()
-                .zip(&from[begin..][..runs.row[0]])
-                .enumerate()
-                .for_each(|(row, (to, value))| put(to, row, *value));
-            return;
-        }
-        for (row, to) in to.chunks_mut(runs.row[1].max(1)).take(runs.row[0]).enumerate() {
-            let begin = begin + row;
-            for number in runs.picks {
-                put(&mut to[*number], row, from[number * laid.number + begin]);
+    let Runs { outer: [outers, outer_step], row: [rows, row_step], picks, .. } = runs;
+    to.par_chunks_mut(outer_step.max(1)).take(outers).enumerate().for_each(|(outer, to)| {
+        // Some rows at a time, so that what is read and what is written stays near.
+        for (block, to) in to.chunks_mut((CHANNELS * row_step).max(1)).take(rows.div_ceil(CHANNELS)).enumerate() {
+            let (first, count) = (block * CHANNELS, CHANNELS.min(rows - block * CHANNELS));
+            for number in picks {
+                let from = &from[number * laid.number + outer * laid.outer + first..][..count];
+                for ((row, value), to) in (first..).zip(from).zip(to[*number..].iter_mut().step_by(row_step)) {
+                    put(to, row, *value);
+                }
             }
         }
     });

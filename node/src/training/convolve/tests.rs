@@ -109,6 +109,45 @@ proptest! {
     }
 }
 
+/// Small planes under many samples and channels: several blocks and vectors of what `channels` lays out.
+fn many_channels() -> impl Strategy<Value = Sizes> {
+    let axis = (1usize..=6, 1usize..=3, 1usize..=2, 0usize..=1);
+    let channels = (1usize..=2, prop_oneof![1usize..=70, Just(64), Just(128)], 1usize..=70);
+    (1usize..=20, channels, axis.clone(), axis).prop_filter_map(
+        "no output",
+        |(batch, (groups, inputs, outputs), a, b)| {
+            let out =
+                [a, b].map(|(size, kernel, stride, pad)| Some((size + 2 * pad).checked_sub(kernel)? / stride + 1));
+            let [Some(height), Some(width)] = out else { return None };
+            Some(Sizes {
+                batch,
+                channels: groups * inputs,
+                size: [a.0, b.0],
+                outputs: groups * outputs,
+                groups,
+                kernel: [a.1, b.1],
+                strides: [a.2, b.2],
+                dilations: [1, 1],
+                pads: [a.3, b.3],
+                out: [height, width],
+            })
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn many_channels_of_small_planes_are_computed_as_defined(s in many_channels(), threads in 1usize..=3) {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            check::<f32>(&s, 2e-5);
+            check::<f64>(&s, 1e-12);
+        });
+    }
+}
+
 #[test]
 fn layers_of_known_networks_go_the_way_that_is_meant_for_them() {
     let square = |channels, outputs, groups, size, kernel, stride: usize| {
