@@ -140,7 +140,7 @@ pub(super) fn backward<T: Number>(
     if want_weight && forth.is_none() {
         channels::backward_weight(s, x, slope, &mut sum);
     }
-    let weights = back.as_ref().map(|_| direct::weights_back(s, weight)).unwrap_or_default();
+    let weights = back.as_ref().map(|_| direct::weights_back(s, weight));
     let wanted = (back.is_some(), forth.is_some());
     by_samples(s, x, slope, wanted, &mut gradient, &mut sum, || {
         let (mut of_x, mut of_slope, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
@@ -149,7 +149,7 @@ pub(super) fn backward<T: Number>(
             if let (Some(field), Some(sum)) = (forth, sum) {
                 direct::correlate_weights(field, s.groups, (x, slope), sum, (&mut of_x, &mut slopes));
             }
-            if let (Some(field), Some(gradient)) = (back, gradient) {
+            if let (Some(field), Some(weights), Some(gradient)) = (back, weights, gradient) {
                 direct::correlate(field, slope, weights, None, gradient, &mut of_slope);
             }
         }

@@ -11,10 +11,12 @@ use super::{SMALL, Sizes};
 /// Outputs and vectors of one tile: their products stay in registers.
 const ROWS: usize = 4;
 const VECTORS: usize = 3;
-/// Vectors of 512 bits come with registers for twice as many outputs.
+/// Vectors of so many bytes come with registers for twice as many outputs.
+const WIDE: usize = 64;
+
 #[inline(always)]
 pub(super) fn is_wide<T: Number, S: Simd>() -> bool {
-    T::lanes::<S>() * size_of::<T>() >= 64
+    T::lanes::<S>() * size_of::<T>() >= WIDE
 }
 
 /// Most numbers of a vector: float32 in 512 bits.
@@ -195,36 +197,44 @@ impl<T: Number> WithSimd for Lanes<T> {
     }
 }
 
-/// The weights of each group.
-pub(super) type Weights<T> = Vec<Vec<[T; ROWS]>>;
+/// The weights of each group as tiles take them: so many panels of ROWS outputs together, [row of windows][panel][output], zeros
+/// where there is none.
+pub(super) struct Weights<T> {
+    together: usize,
+    groups: Vec<Vec<[T; ROWS]>>,
+}
 
-/// Weights of one group as tiles take them: ROWS outputs at a time, [row of windows][output], zeros where there is none.
-fn packed<T: Number>(outputs: usize, windows: usize, weight: impl Fn(usize, usize) -> T) -> Vec<[T; ROWS]> {
-    let panels = (0..outputs).step_by(ROWS);
-    let rows = panels.flat_map(|first| (0..windows).map(move |window| (first, window)));
-    rows.map(|(first, window)| {
-        std::array::from_fn(|row| if first + row < outputs { weight(first + row, window) } else { T::zero() })
-    })
-    .collect()
+impl<T: Number> Weights<T> {
+    fn of<'w>(weight: &'w [T], outputs: usize, windows: usize, at: impl Fn(&'w [T], usize, usize) -> T) -> Weights<T> {
+        let together = if outputs > ROWS && kernel(Lanes::<T>(PhantomData)) * size_of::<T>() >= WIDE { 2 } else { 1 };
+        let groups = weight.chunks(outputs * windows).map(|group| {
+            let mut panels = Vec::with_capacity(outputs.next_multiple_of(together * ROWS) / ROWS * windows);
+            for first in (0..outputs).step_by(together * ROWS) {
+                for (window, panel) in (0..windows).flat_map(|window| (0..together).map(move |panel| (window, panel))) {
+                    panels.push(std::array::from_fn(|row| match first + panel * ROWS + row {
+                        output if output < outputs => at(group, output, window),
+                        _ => T::zero(),
+                    }));
+                }
+            }
+            panels
+        });
+        Weights { together, groups: groups.collect() }
+    }
 }
 
 /// The weights of every group for the forward pass.
 pub(super) fn weights<T: Number>(s: &Sizes, weight: &[T]) -> Weights<T> {
     let (outputs, windows) = (s.part().1, s.rows());
-    let groups = weight.chunks(outputs * windows);
-    groups.map(|group| packed(outputs, windows, |output, window| group[output * windows + window])).collect()
+    Weights::of(weight, outputs, windows, |group, output, window| group[output * windows + window])
 }
 
 /// The weights of every group for the gradient of the input: channels and outputs change places.
 pub(super) fn weights_back<T: Number>(s: &Sizes, weight: &[T]) -> Weights<T> {
     let ((channels, outputs), taps) = (s.part(), s.kernel[0] * s.kernel[1]);
-    let groups = weight.chunks(outputs * channels * taps);
-    let of = |group: &[T]| {
-        packed(channels, outputs * taps, |channel, window| {
-            group[(window / taps * channels + channel) * taps + window % taps]
-        })
-    };
-    groups.map(of).collect()
+    Weights::of(weight, channels, outputs * taps, |group, channel, window| {
+        group[(window / taps * channels + channel) * taps + window % taps]
+    })
 }
 
 /// One sample: every group's outputs, with a bias for each where given. `padded` is this field's alone.
@@ -237,18 +247,19 @@ pub(super) fn correlate<T: Number>(
     padded: &mut Vec<T>,
 ) {
     let source = if field.direct { values } else { field.pad(values, padded) };
-    let outputs = out.len() / field.plane / weights.len().max(1);
-    for (group, (weights, out)) in weights.iter().zip(out.chunks_mut(outputs * field.plane)).enumerate() {
+    let outputs = out.len() / field.plane / weights.groups.len().max(1);
+    for (group, (panels, out)) in weights.groups.iter().zip(out.chunks_mut(outputs * field.plane)).enumerate() {
         let source = &source[group * field.channels * field.channel()..];
         let bias = bias.map(|bias| &bias[group * outputs..(group + 1) * outputs]);
-        kernel(Correlate { field, source, weights, bias, out });
+        kernel(Correlate { field, source, together: weights.together, panels, bias, out });
     }
 }
 
 struct Correlate<'a, T> {
     field: &'a Field,
     source: &'a [T],
-    weights: &'a [[T; ROWS]],
+    together: usize,
+    panels: &'a [[T; ROWS]],
     bias: Option<&'a [T]>,
     out: &'a mut [T],
 }
@@ -257,83 +268,70 @@ impl<T: Number> WithSimd for Correlate<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let (tiles, rest) = self.field.vectors.as_chunks::<VECTORS>();
-        for vectors in tiles {
-            self.tiles(simd, vectors);
-        }
-        match *rest {
-            [first] => self.tiles(simd, &[first]),
-            [first, second] => self.tiles(simd, &[first, second]),
-            _ => {}
+    fn with_simd<S: Simd>(self, simd: S) {
+        match self.together {
+            2 => self.tiles::<S, 2>(simd),
+            _ => self.tiles::<S, 1>(simd),
         }
     }
 }
 
 impl<T: Number> Correlate<'_, T> {
-    /// All outputs of so many vectors.
     #[inline(always)]
-    fn tiles<S: Simd, const N: usize>(&mut self, simd: S, vectors: &[[usize; 2]; N]) {
-        let (weights, windows) = (self.weights, self.field.offsets.len());
-        let panels = weights.len() / windows.max(1);
-        let mut panel = 0;
-        while is_wide::<T, S>() && panel + 2 <= panels {
-            let (first, second) = weights[panel * windows..(panel + 2) * windows].split_at(windows);
-            self.tile(simd, vectors, panel, [first, second]);
-            panel += 2;
+    fn tiles<S: Simd, const P: usize>(mut self, simd: S) {
+        let (tiles, rest) = self.field.vectors.as_chunks::<VECTORS>();
+        for vectors in tiles {
+            self.tile::<S, P, VECTORS>(simd, vectors);
         }
-        while panel < panels {
-            self.tile(simd, vectors, panel, [&weights[panel * windows..(panel + 1) * windows]]);
-            panel += 1;
+        match *rest {
+            [first] => self.tile::<S, P, 1>(simd, &[first]),
+            [first, second] => self.tile::<S, P, 2>(simd, &[first, second]),
+            _ => {}
         }
     }
 
-    /// The outputs of so many vectors and of the panels from `panel` on.
+    /// The outputs of so many vectors, all rows of them, `P` panels at a time.
     #[inline(always)]
-    fn tile<S: Simd, const P: usize, const N: usize>(
-        &mut self,
-        simd: S,
-        vectors: &[[usize; 2]; N],
-        panel: usize,
-        panels: [&[[T; ROWS]]; P],
-    ) {
+    fn tile<S: Simd, const P: usize, const N: usize>(&mut self, simd: S, vectors: &[[usize; 2]; N]) {
         let lanes = T::lanes::<S>();
-        let (offsets, plane) = (&self.field.offsets[..], self.field.plane);
+        let (offsets, plane, given) = (&self.field.offsets[..], self.field.plane, self.field.given);
         let starts = vectors.map(|[from, _]| from);
         let span = starts.iter().max().map_or(0, |last| last + lanes);
-        // Nothing here may depend on a length, or the sums are kept in memory.
-        let bias: [[T; ROWS]; P] = std::array::from_fn(|at| {
-            std::array::from_fn(|row| {
-                self.bias.and_then(|bias| bias.get((panel + at) * ROWS + row)).copied().unwrap_or_else(T::zero)
-            })
-        });
-        let mut sums = bias.map(|bias| bias.map(|bias| [T::splat(simd, bias); N]));
-        let panels = panels.map(|panel| &panel[..offsets.len()]);
-        for (window, offset) in offsets.iter().enumerate() {
-            let source = &self.source[*offset..][..span];
-            let mut values = [T::splat(simd, T::zero()); N];
-            for (value, from) in values.iter_mut().zip(starts) {
-                *value = T::load(simd, &source[from..]);
-            }
-            for (sums, panel) in sums.iter_mut().zip(panels) {
-                for (sums, weight) in sums.iter_mut().zip(panel[window]) {
-                    let weight = T::splat(simd, weight);
-                    for (sum, value) in sums.iter_mut().zip(values) {
-                        *sum = T::multiply_add(simd, weight, value, *sum);
+        let (panels, _) = self.panels.as_chunks::<P>();
+        let panels = panels.chunks_exact(offsets.len());
+        for (index, (panels, out)) in panels.zip(self.out.chunks_mut(P * ROWS * plane)).enumerate() {
+            // Nothing here may depend on a length, or the sums are kept in memory.
+            let bias = |panel: usize, row: usize| {
+                self.bias.and_then(|bias| bias.get((index * P + panel) * ROWS + row)).copied().unwrap_or_else(T::zero)
+            };
+            let bias: [[T; ROWS]; P] = std::array::from_fn(|panel| std::array::from_fn(|row| bias(panel, row)));
+            let mut sums = bias.map(|bias| bias.map(|bias| [T::splat(simd, bias); N]));
+            for (panels, offset) in panels.iter().zip(offsets) {
+                let source = &self.source[*offset..][..span];
+                let mut values = [T::splat(simd, T::zero()); N];
+                for (value, from) in values.iter_mut().zip(starts) {
+                    *value = T::load(simd, &source[from..]);
+                }
+                for (sums, weights) in sums.iter_mut().zip(panels) {
+                    for (sums, weight) in sums.iter_mut().zip(weights) {
+                        let weight = T::splat(simd, *weight);
+                        for (sum, value) in sums.iter_mut().zip(values) {
+                            *sum = T::multiply_add(simd, weight, value, *sum);
+                        }
                     }
                 }
             }
-        }
-        let mut rows = self.out[panel * ROWS * plane..].chunks_mut(plane);
-        for sums in sums.into_iter().flatten() {
-            let Some(row) = rows.next() else { break };
-            for (sum, [_, to]) in sums.into_iter().zip(vectors) {
-                if self.field.given == lanes {
-                    T::store(simd, sum, &mut row[*to..]);
-                } else {
-                    let mut whole = [T::zero(); MOST_LANES];
-                    T::store(simd, sum, &mut whole);
-                    row[*to..][..self.field.given].copy_from_slice(&whole[..self.field.given]);
+            let mut rows = out.chunks_mut(plane);
+            for sums in sums.into_iter().flatten() {
+                let Some(row) = rows.next() else { break };
+                for (sum, [_, to]) in sums.into_iter().zip(vectors) {
+                    if given == lanes {
+                        T::store(simd, sum, &mut row[*to..]);
+                    } else {
+                        let mut whole = [T::zero(); MOST_LANES];
+                        T::store(simd, sum, &mut whole);
+                        row[*to..][..given].copy_from_slice(&whole[..given]);
+                    }
                 }
             }
         }
