@@ -53,7 +53,7 @@ impl Sizes {
         (self.channels / self.groups, self.outputs / self.groups)
     }
 
-    /// Rows of the unfolded windows of one group.
+    /// Weights of one output.
     fn rows(&self) -> usize {
         self.part().0 * self.kernel[0] * self.kernel[1]
     }
@@ -63,7 +63,7 @@ impl Sizes {
         if self.part() == (1, 1) { Walk::of(self) } else { None }
     }
 
-    /// Whether the unfolded windows are the image itself.
+    /// Whether each output sees the input at its own place alone.
     fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.strides == [1, 1] && self.pads == [0, 0] && self.out == self.size
     }

@@ -145,7 +145,7 @@ impl Store for Plain {
                 slices::adapt(&stepper.now, values, slopes, moments);
             }
         }
-        super::spare::used::<f32>(gradient);
+        super::spare::give_gradient::<f32>(gradient);
     }
 
     fn clip(gradients: &mut [Option<PlainTensor>], limit: f32) {

@@ -19,8 +19,8 @@ pub(super) struct Spare<T> {
     rooms: RefCell<Vec<Vec<T>>>,
     /// Of gradients of weights, which are the same in each step.
     gradients: RefCell<Vec<Vec<T>>>,
-    /// Lengths of those that are in use.
-    used: RefCell<Vec<usize>>,
+    /// Lengths of those that are lent.
+    lent: RefCell<Vec<usize>>,
 }
 
 impl<T> Spare<T> {
@@ -29,13 +29,13 @@ impl<T> Spare<T> {
             tensors: RefCell::new(Vec::new()),
             rooms: RefCell::new(Vec::new()),
             gradients: RefCell::new(Vec::new()),
-            used: RefCell::new(Vec::new()),
+            lent: RefCell::new(Vec::new()),
         }
     }
 
     fn clear(&self) {
         [&self.tensors, &self.rooms, &self.gradients].into_iter().for_each(|kept| kept.borrow_mut().clear());
-        self.used.borrow_mut().clear();
+        self.lent.borrow_mut().clear();
     }
 }
 
@@ -122,13 +122,13 @@ pub(super) fn leave<T: Number>(room: Vec<T>) {
     });
 }
 
-/// Zeros for the gradient of a weight; [`used`] takes them back.
+/// Zeros for the gradient of a weight; [`give_gradient`] takes them back.
 pub(super) fn gradient<T: Number>(len: usize) -> Vec<T> {
     if len < SMALLEST {
         return vec![T::zero(); len];
     }
     T::spare(|spare| {
-        spare.used.borrow_mut().push(len);
+        spare.lent.borrow_mut().push(len);
         let mut gradients = spare.gradients.borrow_mut();
         match gradients.iter().position(|values| values.len() == len) {
             Some(index) => {
@@ -142,11 +142,11 @@ pub(super) fn gradient<T: Number>(len: usize) -> Vec<T> {
 }
 
 /// Keeps the memory of a gradient that [`gradient`] gave, if nobody else has the tensor.
-pub(super) fn used<T: Number + Element>(tensor: PlainTensor) {
+pub(super) fn give_gradient<T: Number + Element>(tensor: PlainTensor) {
     let len = tensor.layout().num_elements();
     let ours = T::spare(|spare| {
-        let mut used = spare.used.borrow_mut();
-        used.iter().position(|used| *used == len).map(|index| used.swap_remove(index))
+        let mut lent = spare.lent.borrow_mut();
+        lent.iter().position(|lent| *lent == len).map(|index| lent.swap_remove(index))
     });
     if ours.is_some() && tensor.is_contiguous() && tensor.is_unique() {
         let values = tensor.into_data().try_into_vec::<T>().unwrap_or_default();
@@ -157,7 +157,7 @@ pub(super) fn used<T: Number + Element>(tensor: PlainTensor) {
 }
 
 /// Gives tensors' memory back to the allocator, where it is much: before what comes takes other sizes, and where memory is at its
-/// peak.
+/// peak. Rooms are small and gradients as large as the weights; both stay for the next step.
 pub(super) fn clear() {
     fn of<T>(spare: &Spare<T>) {
         let mut tensors = spare.tensors.borrow_mut();
@@ -165,13 +165,13 @@ pub(super) fn clear() {
             tensors.clear();
         }
         // Gradients that did not come back by now were added to others.
-        spare.used.borrow_mut().clear();
+        spare.lent.borrow_mut().clear();
     }
     f32::spare(of);
     f64::spare(of);
 }
 
-/// While it lives, this thread's memory is kept for use; afterwards none is.
+/// Gives all that this thread keeps back when it is dropped: a run has one.
 pub(super) struct Kept;
 
 impl Drop for Kept {
@@ -220,13 +220,13 @@ mod tests {
         assert_eq!(gradient::<f32>(len), vec![0.0; len]);
         let place = slope.as_ptr();
         for slope in [slope, vec![4f32; len]] {
-            used::<f32>(from(slope, vec![len]));
+            give_gradient::<f32>(from(slope, vec![len]));
         }
         let again = gradient::<f32>(len);
         assert_eq!((again.as_ptr(), &again), (place, &vec![0.0; len]));
         assert!(f32::spare(|spare| spare.gradients.borrow().is_empty()));
         drop(kept);
-        assert!(f32::spare(|spare| spare.rooms.borrow().is_empty() && spare.used.borrow().is_empty()));
+        assert!(f32::spare(|spare| spare.rooms.borrow().is_empty() && spare.lent.borrow().is_empty()));
         assert!(f32::spare(|spare| spare.tensors.borrow().is_empty()));
     }
 }

@@ -12,10 +12,10 @@ use super::{SMALL, Sizes};
 const ROWS: usize = 4;
 const VECTORS: usize = 3;
 /// Vectors of so many bytes come with registers for twice as many outputs.
-const WIDE: usize = 64;
+pub(super) const WIDE: usize = 64;
 
 #[inline(always)]
-pub(super) fn is_wide<T: Number, S: Simd>() -> bool {
+fn is_wide<T: Number, S: Simd>() -> bool {
     T::lanes::<S>() * size_of::<T>() >= WIDE
 }
 
@@ -105,7 +105,7 @@ impl Field {
             phases: [1; 2],
             size: [0; 2],
             direct: s.is_pointwise(),
-            lanes: kernel(Lanes::<T>(PhantomData)),
+            lanes: lanes::<T>(),
             plane: 0,
             offsets: Vec::new(),
             vectors: Vec::new(),
@@ -186,7 +186,11 @@ impl Field {
 }
 
 /// Numbers of a vector.
-pub(super) struct Lanes<T>(pub(super) PhantomData<T>);
+pub(super) fn lanes<T: Number>() -> usize {
+    kernel(Lanes::<T>(PhantomData))
+}
+
+struct Lanes<T>(PhantomData<T>);
 
 impl<T: Number> WithSimd for Lanes<T> {
     type Output = usize;
@@ -206,7 +210,7 @@ pub(super) struct Weights<T> {
 
 impl<T: Number> Weights<T> {
     fn of<'w>(weight: &'w [T], outputs: usize, windows: usize, at: impl Fn(&'w [T], usize, usize) -> T) -> Weights<T> {
-        let together = if outputs > ROWS && kernel(Lanes::<T>(PhantomData)) * size_of::<T>() >= WIDE { 2 } else { 1 };
+        let together = if outputs > ROWS && lanes::<T>() * size_of::<T>() >= WIDE { 2 } else { 1 };
         let groups = weight.chunks(outputs * windows).map(|group| {
             let mut panels = Vec::with_capacity(outputs.next_multiple_of(together * ROWS) / ROWS * windows);
             for first in (0..outputs).step_by(together * ROWS) {
@@ -387,7 +391,7 @@ impl<T: Number> WithSimd for CorrelateWeights<'_, T> {
         for (block, parts) in field.parts.chunks(together).enumerate() {
             let mut output = 0;
             while is_wide::<T, S>() && output + 2 * ROWS <= outputs {
-                self.tiles::<S, 8>(simd, output, block * together * lanes, parts);
+                self.tiles::<S, { 2 * ROWS }>(simd, output, block * together * lanes, parts);
                 output += 2 * ROWS;
             }
             while output < outputs {

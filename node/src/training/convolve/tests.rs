@@ -2,7 +2,6 @@
 
 use proptest::prelude::*;
 
-use super::super::number::kernel;
 use super::*;
 
 /// Deterministic numbers around 0.
@@ -178,12 +177,20 @@ fn layers_of_known_networks_go_the_way_that_is_meant_for_them() {
         (square(512, 512, 1, 4, 3, 1), false, false),
         (square(960, 160, 1, 3, 1, 1), false, false),
     ] {
-        let vectors = kernel(direct::Lanes::<f32>(std::marker::PhantomData)) > 1;
+        let vectors = direct::lanes::<f32>() > 1;
         assert_eq!(Field::of::<f32>(&s).is_some(), forth && vectors, "{s:?}");
         assert_eq!(Field::back::<f32>(&s).is_some(), back && vectors, "{s:?}");
         if s.outputs < 100 {
             check::<f32>(&s, 2e-5);
         }
+    }
+    // Few outputs, in several bands of lines: padding of one side alone, steps and dilation.
+    for (size, kernel, stride, dilation) in [(400, 3, 1, 1), (300, 5, 2, 3)] {
+        let mut wide = square(17, 2, 1, size, kernel, stride);
+        (wide.batch, wide.dilations, wide.pads) = (3, [dilation; 2], [0, 2]);
+        wide.out =
+            [(size - (kernel - 1) * dilation - 1) / stride + 1, (size + 2 - (kernel - 1) * dilation - 1) / stride + 1];
+        check::<f32>(&wide, 2e-5);
     }
     assert!(square(96, 96, 96, 24, 3, 1).depthwise().is_some());
     // Padding that would make copies larger than all values.

@@ -43,6 +43,11 @@ pub(super) fn conv<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError
     shape.extend(window.output(node, spatial)?);
     let plane = shape.get(2..).unwrap_or_default();
     node.fits("its unfolded windows", &[&unfolded(*batch, *inputs, kernel), plane].concat())?;
+    // What `convolve` may lay out: lines of some samples at a time, at most all of them, and the weight.
+    let (vectors, samples) = (|channels: usize| channels.next_multiple_of(VECTOR), (*batch).min(SAMPLES));
+    node.fits("its input in whole vectors", &[&[samples, vectors(*channels)], spatial].concat())?;
+    node.fits("its output in whole vectors", &[&[samples, vectors(*outputs)], plane].concat())?;
+    node.fits("its weight in whole vectors", &[&[vectors(*outputs), vectors(*inputs)], kernel].concat())?;
     let kernel = match spatial.len() {
         1 => {
             // A signal is an image of one row.
@@ -64,7 +69,11 @@ pub(super) fn conv<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError
     Ok(Built::step(inputs, shape, kernel))
 }
 
-/// Sizes of what the threads unfold at a time, but for the plane of one channel.
+/// Channels that are laid together at least, and samples.
+const VECTOR: usize = 16;
+const SAMPLES: usize = 8;
+
+/// Sizes of what the threads of burn's convolutions unfold at a time, but for the plane of one channel.
 fn unfolded(batch: usize, channels: usize, kernel: &[usize]) -> Vec<usize> {
     [&[batch.min(rayon::current_num_threads()), channels], kernel].concat()
 }

@@ -68,6 +68,12 @@ fn windows_that_unfold_into_billions_of_numbers_are_refused() {
 }
 
 #[test]
+fn a_few_channels_of_large_images_in_whole_vectors_are_refused() {
+    let model = start(&[1, 8192, 8192]).parameter("v", &[1, 1, 1, 1]).node("Conv", "z v", "y").flat("y");
+    refused(&model, "its input in whole vectors");
+}
+
+#[test]
 fn an_operand_that_is_repeated_for_a_large_batch_is_refused() {
     let model = start(&[1])
         .integers("target", &[4, 512, 2048, 1])

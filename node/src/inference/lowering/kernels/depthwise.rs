@@ -215,6 +215,7 @@ fn lane(within: usize, width: usize) -> usize {
 }
 
 /// Whether each of these sees at a pixel what the one before it sees at the next, to the same end.
+#[cfg(target_arch = "x86_64")]
 fn slides([first, second, third]: [&[u8]; 3], step: usize) -> bool {
     let same = |a: Option<&[u8]>, b: &[u8]| a.is_some_and(|a| a.as_ptr_range() == b.as_ptr_range());
     same(first.get(step..), second) && same(second.get(step..), third)

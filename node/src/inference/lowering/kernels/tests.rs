@@ -118,10 +118,28 @@ proptest! {
         }
         for isa in Isa::available() {
             let filters = Filters::pack(isa, channels, [1, taps], |c, t| table[c * taps + t], &bias, &multiplier);
-            prop_assert_eq!(matches!(filters, Filters::Bytes(_)), isa == Isa::Avx512Vnni && narrow);
+            let fit = table.iter().all(|weight| i8::try_from(*weight).is_ok());
+            prop_assert_eq!(matches!(filters, Filters::Bytes(_)), isa == Isa::Avx512Vnni && fit);
             let mut found = vec![0; pixels * channels];
             convolve(isa, &seen[..filters.places()], step, pixels, &filters, range, &mut found);
             prop_assert_eq!(&found, &expected, "{}", isa.name());
+        }
+    }
+
+    #[test]
+    fn rows_are_copied_and_nothing_beside_them(
+        from in proptest::collection::vec(any::<u8>(), 600..700), len in 0usize..200, rows in 0usize..4, step in 0usize..100,
+        apart in 0usize..9,
+    ) {
+        let stride = len + apart;
+        let mut expected = vec![7; rows * stride + 3];
+        for row in 0..rows {
+            expected[row * stride..][..len].copy_from_slice(&from[row * step..][..len]);
+        }
+        for isa in Isa::available() {
+            let mut to = vec![7; rows * stride + 3];
+            bytes::copy_rows(isa, &from, step, rows, len, &mut to, stride);
+            prop_assert_eq!(&to, &expected, "{}", isa.name());
         }
     }
 
