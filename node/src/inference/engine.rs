@@ -12,7 +12,10 @@ use fedge_models::mending::mended;
 use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
 use tract_onnx::data_resolver::ModelDataResolver;
-use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedRunnableModel, tvec};
+use tract_onnx::prelude::{
+    Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedModel, TypedNode, TypedRunnableModel, tvec,
+};
+use tract_onnx::tract_core::ops::cnn::{Conv, Deconv, MaxPool, SumPool};
 use tract_onnx::tract_hir::internal::{IntoRunnable, TDim};
 
 /// tract refused a model, failed in it, or gave something else than the model's signature says.
@@ -63,8 +66,8 @@ pub struct EngineReport {
 impl Engine {
     /// Loads ONNX bytes whose one input and one output have these signatures: samples that are held as float32, and float32.
     ///
-    /// The batch stays symbolic where the file leaves it open; where tract cannot do that, or the file fixes it to 1,
-    /// samples run one by one. Any other fixed batch is refused.
+    /// The batch stays symbolic where the file leaves it open and nothing slides over large images; where tract cannot do that, or the
+    /// file fixes it to 1, samples run one by one. Any other fixed batch is refused.
     pub(crate) fn load(onnx: &[u8], input: &TensorSignature, output: &TensorSignature) -> Result<Engine, EngineError> {
         let refused = |problem: String| EngineError { action: "load", problem };
         for (role, signature, fits) in [
@@ -89,31 +92,33 @@ impl Engine {
                 Ok(program) => return Ok(Engine::new(Runner::Lowered(Box::new(program)), None, input, output)),
                 Err(why) => {
                     tracing::debug!(operator = why.operator, node = why.node, why.reason, "not lowered");
-                    return Engine::tract(&proto, input, output, Some(why));
+                    return Engine::tract(&proto, input, output, Some(why), false);
                 }
             }
         }
-        Engine::tract(&proto, input, output, None)
+        Engine::tract(&proto, input, output, None, false)
     }
 
-    /// Loads a model into stock tract, whatever it is: what lowered programs are compared with.
+    /// Loads a model into tract, whatever it is. `stock`: with an open batch if the file has one, as who just uses tract would:
+    /// what programs and plans are compared with.
     pub(crate) fn tract(
         proto: &pb::ModelProto,
         input: &TensorSignature,
         output: &TensorSignature,
         not_lowered: Option<NotLowered>,
+        stock: bool,
     ) -> Result<Engine, EngineError> {
         let refused = |problem: String| EngineError { action: "load", problem };
         fedge_models::float::check_growth(proto, Some(input)).map_err(|error| refused(error.to_string()))?;
         let (plan, most) = match input.fixed_batch() {
-            None => match caught("load", || plan(proto, input, None)) {
+            None => match caught("load", || open_plan(proto, input, stock)) {
                 Ok(plan) => plan,
                 Err(error) => {
                     tracing::info!(%error, "the model does not load with an open batch; its samples run one by one");
-                    caught("load", || plan(proto, input, Some(1)))?
+                    caught("load", || plan(proto, input, 1))?
                 }
             },
-            Some(1) => caught("load", || plan(proto, input, Some(1)))?,
+            Some(1) => caught("load", || plan(proto, input, 1))?,
             Some(batch) => {
                 return Err(refused(format!(
                     "its batch is fixed to {batch}; export it with a dynamic batch, or with 1"
@@ -206,12 +211,47 @@ impl Engine {
     }
 }
 
-/// A plan for this batch, or for any, and most samples that it takes at once.
+/// Of a model that slides over images, a value from which on samples are quicker one by one: what a larger batch saves of smaller ones
+/// is more than what it costs.
+const LARGE_IMAGE: usize = 1 << 15;
+
+/// A plan for any batch, and most samples that it takes at once; unless `stock`, for one sample where that is quicker: tract has its
+/// direct, depthwise and lazy kernels for images of known sizes only, batch included, and unfolds all windows of the others.
+fn open_plan(
+    proto: &pb::ModelProto,
+    input: &TensorSignature,
+    stock: bool,
+) -> TractResult<(Arc<TypedRunnableModel>, usize)> {
+    let (model, largest) = typed_model(proto, input, None)?;
+    let slides = |node: &TypedNode| {
+        node.op_is::<Conv>() || node.op_is::<Deconv>() || node.op_is::<MaxPool>() || node.op_is::<SumPool>()
+    };
+    if !stock
+        && largest >= LARGE_IMAGE
+        && model.nodes().iter().any(slides)
+        && let Ok(plan) = plan(proto, input, 1)
+    {
+        return Ok(plan);
+    }
+    Ok((model.into_optimized()?.into_runnable()?, (MAX_VALUE_LEN / largest.max(1)).max(1)))
+}
+
+/// A plan for this batch, and the batch.
 fn plan(
     proto: &pb::ModelProto,
     input: &TensorSignature,
-    batch: Option<usize>,
+    batch: usize,
 ) -> TractResult<(Arc<TypedRunnableModel>, usize)> {
+    let (model, _) = typed_model(proto, input, Some(batch))?;
+    Ok((model.into_optimized()?.into_runnable()?, batch))
+}
+
+/// A model for this batch, or for any, and the numbers of its largest value for one sample.
+fn typed_model(
+    proto: &pb::ModelProto,
+    input: &TensorSignature,
+    batch: Option<usize>,
+) -> TractResult<(TypedModel, usize)> {
     // Symbolic shapes in value_info would clash with the input's.
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
     onnx.provider = Arc::new(NoExternalData);
@@ -223,8 +263,7 @@ fn plan(
     let dims: Vec<TDim> = std::iter::once(dim).chain(input.sample_shape().iter().map(ToDim::to_dim)).collect();
     let model = model.with_input_fact(0, input_fact(input, dims))?.into_typed()?;
     let largest = check_sizes(&model)?;
-    let most = batch.unwrap_or((MAX_VALUE_LEN / largest.max(1)).max(1));
-    Ok((model.into_optimized()?.into_runnable()?, most))
+    Ok((model, largest))
 }
 
 /// A package is self-contained: whatever a file names, tract opens none.
@@ -249,7 +288,7 @@ pub(super) fn caught<T>(action: &'static str, work: impl FnOnce() -> TractResult
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
-    use super::super::test_fixtures::{digits, package};
+    use super::super::test_fixtures::{digits, package, value_info};
     use super::*;
 
     #[test]
@@ -264,5 +303,50 @@ mod tests {
         *most = 4;
         let parts = engine.run(&rows).unwrap();
         assert!(parts.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-4) && parts.len() == whole.len());
+    }
+
+    #[test]
+    fn large_images_run_one_by_one_and_give_what_an_open_batch_gives() {
+        let side = 192;
+        let signature = |name: &str| TensorSignature {
+            name: name.to_owned(),
+            element: ElementType::Fp32,
+            dims: vec![None, Some(1), Some(side), Some(side)],
+        };
+        let (input, output) = (signature("x"), signature("y"));
+        let dims = [None, Some(1), Some(side as i64), Some(side as i64)];
+        let value = |name: &str| value_info(name, pb::tensor_proto::DataType::Float as i32, &dims);
+        let pads = pb::AttributeProto {
+            name: "pads".to_owned(),
+            r#type: pb::attribute_proto::AttributeType::Ints as i32,
+            ints: vec![1; 4],
+            ..Default::default()
+        };
+        let graph = pb::GraphProto {
+            node: vec![pb::NodeProto {
+                op_type: "Conv".to_owned(),
+                input: vec!["x".to_owned(), "w".to_owned()],
+                output: vec!["y".to_owned()],
+                attribute: vec![pads],
+                ..Default::default()
+            }],
+            initializer: vec![pb::TensorProto {
+                name: "w".to_owned(),
+                dims: vec![1, 1, 3, 3],
+                data_type: pb::tensor_proto::DataType::Float as i32,
+                raw_data: (0..9u8).flat_map(|i| (f32::from(i) - 4.0).to_le_bytes()).collect(),
+                ..Default::default()
+            }],
+            input: vec![value("x")],
+            output: vec![value("y")],
+            ..Default::default()
+        };
+        let opset_import = vec![pb::OperatorSetIdProto { domain: String::new(), version: 17 }];
+        let proto = pb::ModelProto { opset_import, graph: Some(graph), ..Default::default() };
+        let engine = Engine::load(&proto.encode_to_vec(), &input, &output).unwrap();
+        let stock = Engine::tract(&proto, &input, &output, None, true).unwrap();
+        assert!(matches!(engine.runner, Runner::Tract(_, 1)) && matches!(stock.runner, Runner::Tract(_, 2..)));
+        let x: Vec<f32> = (0..3 * side * side).map(|i| (i % 101) as f32).collect();
+        assert_eq!(engine.run(&x).unwrap(), stock.run(&x).unwrap());
     }
 }

@@ -58,7 +58,7 @@ impl Runnable {
     pub fn load_in_tract(model: &Model) -> Result<Runnable, EngineError> {
         let proto = prost::Message::decode(&**model.bytes())
             .map_err(|error: prost::DecodeError| EngineError { action: "load", problem: error.to_string() })?;
-        let engine = Engine::tract(&proto, model.input(), model.output(), None)?;
+        let engine = Engine::tract(&proto, model.input(), model.output(), None, true)?;
         let (sample_len, output_shape) = (model.input().sample_len(), model.output().sample_shape());
         Ok(Runnable { engine, sample_len, output_shape })
     }

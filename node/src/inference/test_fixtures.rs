@@ -56,7 +56,7 @@ pub(crate) fn serving(number: u64) -> Serving {
     prepare(package(number), Vec::new(), &[], &PrepareOptions::default()).unwrap()
 }
 
-fn value_info(name: &str, element: i32, dims: &[Option<i64>]) -> pb::ValueInfoProto {
+pub(crate) fn value_info(name: &str, element: i32, dims: &[Option<i64>]) -> pb::ValueInfoProto {
     use pb::tensor_shape_proto::{Dimension, dimension};
     let dim = |dim: &Option<i64>| Dimension {
         value: Some(match dim {

@@ -87,7 +87,7 @@ fn our_own_int8_model_lowers_whole_and_agrees_with_stock_tract_at_any_batch() {
     let (model, program) = lowered(&quantized.bytes);
     let program = program.unwrap();
     let proto = pb::ModelProto::decode(&**model.bytes()).unwrap();
-    let stock = Engine::tract(&proto, model.input(), model.output(), None).unwrap().run(&rows).unwrap();
+    let stock = Engine::tract(&proto, model.input(), model.output(), None, true).unwrap().run(&rows).unwrap();
     let whole = run(&program, &rows, 1);
     let reach = stock.iter().fold(0f32, |reach, value| reach.max(value.abs()));
     let apart = whole.iter().zip(&stock).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
