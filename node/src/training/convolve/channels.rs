@@ -125,9 +125,7 @@ fn lay<T: Number, const N: usize>(values: &[T], runs: Runs<'_>, laid: Laid) -> V
             let squares = rows.map(|row| row.as_chunks::<CHANNELS>().0);
             for index in 0..squares[0].len() {
                 let square = squares.map(|squares| &squares[index]);
-                for column in 0..CHANNELS {
-                    put(std::array::from_fn(|row| square[row][column]));
-                }
+                (0..CHANNELS).for_each(|column| put(std::array::from_fn(|row| square[row][column])));
             }
             for index in outers * len / CHANNELS * CHANNELS..outers * len {
                 put(column(index));
