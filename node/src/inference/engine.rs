@@ -13,10 +13,11 @@ use fedge_models::{ElementType, TensorSignature, pb};
 use prost::Message;
 use tract_onnx::data_resolver::ModelDataResolver;
 use tract_onnx::prelude::{
-    Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedModel, TypedNode, TypedRunnableModel, tvec,
+    Framework, InferenceModelExt, TValue, Tensor, ToDim, TractResult, TypedFact, TypedModel, TypedNode,
+    TypedRunnableModel, tvec,
 };
 use tract_onnx::tract_core::ops::cnn::{Conv, Deconv, MaxPool, SumPool};
-use tract_onnx::tract_hir::internal::{IntoRunnable, TDim};
+use tract_onnx::tract_hir::internal::{DimLike, IntoRunnable, TDim};
 
 /// tract refused a model, failed in it, or gave something else than the model's signature says.
 #[derive(Debug, thiserror::Error)]
@@ -211,8 +212,7 @@ impl Engine {
     }
 }
 
-/// Of a model that slides over images, a value from which on samples are quicker one by one: what a larger batch saves of smaller ones
-/// is more than what it costs.
+/// From images of so many numbers on, samples were quicker one by one; of small ones a batch saves more than it costs.
 const LARGE_IMAGE: usize = 1 << 15;
 
 /// A plan for any batch, and most samples that it takes at once; unless `stock`, for one sample where that is quicker: tract has its
@@ -222,18 +222,30 @@ fn open_plan(
     input: &TensorSignature,
     stock: bool,
 ) -> TractResult<(Arc<TypedRunnableModel>, usize)> {
-    let (model, largest) = typed_model(proto, input, None)?;
-    let slides = |node: &TypedNode| {
-        node.op_is::<Conv>() || node.op_is::<Deconv>() || node.op_is::<MaxPool>() || node.op_is::<SumPool>()
-    };
-    if !stock
-        && largest >= LARGE_IMAGE
-        && model.nodes().iter().any(slides)
-        && let Ok(plan) = plan(proto, input, 1)
-    {
-        return Ok(plan);
+    let (mut model, largest) = typed_model(proto, input, None)?;
+    if !stock && model.nodes().iter().any(slides_over_large_images) {
+        // Not both at a time: each has the weights.
+        drop(model);
+        match caught("load", || plan(proto, input, 1)) {
+            Ok(plan) => return Ok(plan),
+            Err(error) => tracing::info!(%error, "the model does not load for one sample; its batch stays open"),
+        }
+        model = typed_model(proto, input, None)?.0;
     }
     Ok((model.into_optimized()?.into_runnable()?, (MAX_VALUE_LEN / largest.max(1)).max(1)))
+}
+
+/// Whether a node's windows, in float, give large images.
+fn slides_over_large_images(node: &TypedNode) -> bool {
+    let slides = node.op_as::<Conv>().is_some_and(|conv| conv.q_params.is_none())
+        || node.op_is::<Deconv>()
+        || node.op_is::<MaxPool>()
+        || node.op_is::<SumPool>();
+    let len = |fact: &TypedFact| {
+        let sample = fact.shape.iter().skip(1).map(|dim| dim.to_usize().ok());
+        sample.fold(Some(1usize), |len, dim| len?.checked_mul(dim?)).unwrap_or(0)
+    };
+    slides && node.outputs.iter().any(|output| len(&output.fact) >= LARGE_IMAGE)
 }
 
 /// A plan for this batch, and the batch.

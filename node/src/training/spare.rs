@@ -41,6 +41,8 @@ impl<T> Spare<T> {
 
 /// So many numbers of tensors may be kept while memory is at its peak.
 const LITTLE: usize = 1 << 21;
+/// Larger rooms are not kept while memory is at its peak.
+const LARGE_ROOM: usize = 8 * LITTLE;
 /// Rooms that one operation has at a time.
 const ROOMS: usize = 3;
 
@@ -157,13 +159,14 @@ pub(super) fn give_gradient<T: Number + Element>(tensor: PlainTensor) {
 }
 
 /// Gives tensors' memory back to the allocator, where it is much: before what comes takes other sizes, and where memory is at its
-/// peak. Rooms are small and gradients as large as the weights; both stay for the next step.
+/// peak. Usual rooms and gradients, which are as large as the weights, stay for the next step.
 pub(super) fn clear() {
     fn of<T>(spare: &Spare<T>) {
         let mut tensors = spare.tensors.borrow_mut();
         if tensors.iter().map(Vec::capacity).sum::<usize>() > LITTLE {
             tensors.clear();
         }
+        spare.rooms.borrow_mut().retain(|room| room.len() <= LARGE_ROOM);
         // Gradients that did not come back by now were added to others.
         spare.lent.borrow_mut().clear();
     }

@@ -14,7 +14,7 @@ use super::direct::lanes;
 
 /// Channels side by side are rounded up to so many at least.
 const CHANNELS: usize = 8;
-/// Numbers of the copies that are held at a time, about: some lines of some samples.
+/// Numbers of the copies that are held at a time, about: some lines of some samples. One line of one sample may have more.
 const TOGETHER: usize = 1 << 21;
 /// Products that are summed one after the other before their sum is added to others: a longer sum would lose digits.
 const RUN: usize = 1024;
@@ -333,11 +333,12 @@ impl Group {
     }
 }
 
-/// Numbers that are held of a sample for one line of outputs and what it sees, with channels in whole vectors.
+/// Numbers that are held of a sample for one line of outputs and the lines that it sees, with channels in whole vectors.
 fn of_line(s: &Sizes) -> usize {
     let (channels, outputs) = s.part();
     let whole = |channels: usize, width: usize| channels.next_multiple_of(2 * CHANNELS).saturating_mul(width);
-    whole(outputs, s.out[1]).saturating_add(whole(channels, s.size[1]).saturating_mul(s.strides[0]))
+    let lines = (s.strides[0] + (s.kernel[0] - 1) * s.dilations[0]).min(s.size[0]);
+    whole(outputs, s.out[1]).saturating_add(whole(channels, s.size[1]).saturating_mul(lines))
 }
 
 /// The groups of some samples at a time, each with its first input, output and weight.
@@ -346,7 +347,7 @@ fn groups(s: &Sizes, mut each: impl FnMut(&Group, [usize; 3])) {
     let used = s.taps().filter(|(_, row, column)| !s.inside(0, *row).is_empty() && !s.inside(1, *column).is_empty());
     let used: Vec<usize> = used.map(|(tap, ..)| tap).collect();
     let taps = s.kernel[0] * s.kernel[1];
-    let together = (TOGETHER / of_line(s).max(1)).max(ROWS);
+    let together = (TOGETHER / of_line(s).max(1)).clamp(1, RUN);
     for first in (0..s.batch).step_by(together) {
         let samples = together.min(s.batch - first);
         let group = Group { samples, channels, outputs, taps, used: used.clone() };

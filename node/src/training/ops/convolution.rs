@@ -43,10 +43,9 @@ pub(super) fn conv<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError
     shape.extend(window.output(node, spatial)?);
     let plane = shape.get(2..).unwrap_or_default();
     node.fits("its unfolded windows", &[&unfolded(*batch, *inputs, kernel), plane].concat())?;
-    // What `convolve` may lay out: lines of some samples at a time, at most all of them, and the weight.
-    let (vectors, samples) = (|channels: usize| channels.next_multiple_of(VECTOR), (*batch).min(SAMPLES));
-    node.fits("its input in whole vectors", &[&[samples, vectors(*channels)], spatial].concat())?;
-    node.fits("its output in whole vectors", &[&[samples, vectors(*outputs)], plane].concat())?;
+    // What `convolve` may lay out at a time, at most: what lines of a sample see, which may be all of it, and the weight.
+    let vectors = |channels: usize| channels.next_multiple_of(VECTOR);
+    node.fits("its input in whole vectors", &[&[vectors(*channels)], spatial].concat())?;
     node.fits("its weight in whole vectors", &[&[vectors(*outputs), vectors(*inputs)], kernel].concat())?;
     let kernel = match spatial.len() {
         1 => {
@@ -69,9 +68,8 @@ pub(super) fn conv<B: Engine>(node: &Node<'_>) -> Result<Built<B>, TrainingError
     Ok(Built::step(inputs, shape, kernel))
 }
 
-/// Channels that are laid together at least, and samples.
+/// Channels that are laid together at least.
 const VECTOR: usize = 16;
-const SAMPLES: usize = 8;
 
 /// Sizes of what the threads of burn's convolutions unfold at a time, but for the plane of one channel.
 fn unfolded(batch: usize, channels: usize, kernel: &[usize]) -> Vec<usize> {
