@@ -242,8 +242,8 @@ fn slides_over_large_images(node: &TypedNode) -> bool {
         || node.op_is::<MaxPool>()
         || node.op_is::<SumPool>();
     let len = |fact: &TypedFact| {
-        let sample = fact.shape.iter().skip(1).map(|dim| dim.to_usize().ok());
-        sample.fold(Some(1usize), |len, dim| len?.checked_mul(dim?)).unwrap_or(0)
+        let mut sample = fact.shape.iter().skip(1).map(|dim| dim.to_usize().ok());
+        sample.try_fold(1usize, |len, dim| len.checked_mul(dim?)).unwrap_or(0)
     };
     slides && node.outputs.iter().any(|output| len(&output.fact) >= LARGE_IMAGE)
 }
