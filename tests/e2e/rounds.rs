@@ -3,10 +3,10 @@
 
 use crate::harness::{Coordinator, Node, digits, every, fedge, json, project, succeed, wait_for};
 
-/// Short rounds for three nodes. At a rate of 0.05 with momentum the loss of this model jumps: where a course ends after four epochs
-/// is then up to the last digits of sums, which differ between processors.
+/// Short rounds for three nodes. After four epochs in all this model is just leaving its first plateau, where the last digits of sums
+/// decide how far it is: on one processor 41 % of its answers were right, on another more than half. After eight it has left.
 const QUICK: &str = "model = \"digits\"\n[rounds]\ncount = 2\nmin_nodes = 3\n\
-    [training]\nepochs = 2\nlearning_rate = 0.02\nmomentum = 0.9\n";
+    [training]\nepochs = 4\nlearning_rate = 0.05\nmomentum = 0.9\n";
 /// One round that takes some seconds on every node.
 const LONG: &str = "model = \"digits\"\n[rounds]\ncount = 1\nmin_nodes = 2\n\
     [training]\nepochs = 100\nlearning_rate = 0.01\nmomentum = 0.9\n";
@@ -131,7 +131,7 @@ fn a_cancelled_task_leaves_nothing_behind_and_the_next_one_on_another_name_of_th
 fn an_update_that_is_refused_for_good_is_not_waited_for() {
     let (coordinator, nodes) = fleet();
     wait_for_samples(&nodes);
-    let id = coordinator.create_task(&QUICK.replace("count = 2", "count = 1").replace("0.02", "60.0"));
+    let id = coordinator.create_task(&QUICK.replace("count = 2", "count = 1").replace("0.05", "60.0"));
     let task = coordinator.wait_for_end(&id);
     assert_eq!(task["rounds"][0]["outcome"], "failed", "{task}");
     let reasons: Vec<_> = task["rounds"][0]["nodes"].as_array().expect("nodes").iter().map(|n| &n["outcome"]).collect();
