@@ -17,6 +17,7 @@ use tract_onnx::prelude::{
     TypedRunnableModel, tvec,
 };
 use tract_onnx::tract_core::ops::cnn::{Conv, Deconv, MaxPool, SumPool};
+use tract_onnx::tract_core::ops::nn::{Reduce, Softmax};
 use tract_onnx::tract_hir::internal::{DimLike, IntoRunnable, TDim};
 
 /// tract refused a model, failed in it, or gave something else than the model's signature says.
@@ -223,7 +224,7 @@ fn open_plan(
     stock: bool,
 ) -> TractResult<(Arc<TypedRunnableModel>, usize)> {
     let (mut model, largest) = typed_model(proto, input, None)?;
-    if !stock && model.nodes().iter().any(slides_over_large_images) {
+    if !stock && model.nodes().iter().any(slides_over_large_images) && !mixes_samples(proto, &model) {
         // Not both at a time: each has the weights.
         drop(model);
         match caught("load", || plan(proto, input, 1)) {
@@ -233,6 +234,16 @@ fn open_plan(
         model = typed_model(proto, input, None)?.0;
     }
     Ok((model.into_optimized()?.into_runnable()?, (MAX_VALUE_LEN / largest.max(1)).max(1)))
+}
+
+/// Whether what a sample gives may depend on those beside it: then the file says that they are seen together.
+fn mixes_samples(proto: &pb::ModelProto, model: &TypedModel) -> bool {
+    let over_batch = |node: &TypedNode| {
+        node.op_as::<Reduce>().is_some_and(|reduce| reduce.axes.contains(&0))
+            || node.op_as::<Softmax>().is_some_and(|softmax| softmax.axes.contains(&0))
+    };
+    let mut nodes = proto.graph.iter().flat_map(|graph| &graph.node);
+    nodes.any(|node| node.op_type == "DynamicQuantizeLinear") || model.nodes().iter().any(over_batch)
 }
 
 /// Whether a node's windows, in float, give large images.
@@ -334,14 +345,14 @@ mod tests {
             ints: vec![1; 4],
             ..Default::default()
         };
+        let node = |operator: &str, inputs: &[&str], output: &str| pb::NodeProto {
+            op_type: operator.to_owned(),
+            input: inputs.iter().map(|&name| name.to_owned()).collect(),
+            output: vec![output.to_owned()],
+            ..Default::default()
+        };
         let graph = pb::GraphProto {
-            node: vec![pb::NodeProto {
-                op_type: "Conv".to_owned(),
-                input: vec!["x".to_owned(), "w".to_owned()],
-                output: vec!["y".to_owned()],
-                attribute: vec![pads],
-                ..Default::default()
-            }],
+            node: vec![pb::NodeProto { attribute: vec![pads], ..node("Conv", &["x", "w"], "y") }],
             initializer: vec![pb::TensorProto {
                 name: "w".to_owned(),
                 dims: vec![1, 1, 3, 3],
@@ -360,5 +371,22 @@ mod tests {
         assert!(matches!(engine.runner, Runner::Tract(_, 1)) && matches!(stock.runner, Runner::Tract(_, 2..)));
         let x: Vec<f32> = (0..3 * side * side).map(|i| (i % 101) as f32).collect();
         assert_eq!(engine.run(&x).unwrap(), stock.run(&x).unwrap());
+        // What is taken over the batch is no matter of one sample.
+        let mut mixing = proto;
+        let graph = mixing.graph.as_mut().unwrap();
+        graph.node[0].output = vec!["c".to_owned()];
+        let axes = pb::AttributeProto {
+            name: "axes".to_owned(),
+            r#type: pb::attribute_proto::AttributeType::Ints as i32,
+            ints: vec![0],
+            ..Default::default()
+        };
+        graph.node.push(pb::NodeProto { attribute: vec![axes], ..node("ReduceMean", &["c"], "m") });
+        graph.node.push(node("Sub", &["c", "m"], "y"));
+        let engine = Engine::load(&mixing.encode_to_vec(), &input, &output).unwrap();
+        assert!(matches!(engine.runner, Runner::Tract(_, 2..)));
+        let centred = engine.run(&x).unwrap();
+        let pixel: f32 = centred.iter().step_by(side * side).sum();
+        assert!(pixel.abs() < 1e-3 && centred.iter().any(|value| value.abs() > 1.0), "{pixel}");
     }
 }
